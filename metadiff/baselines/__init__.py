@@ -1,0 +1,1 @@
+"""What a learned method must beat, on the very same episodes."""

@@ -1,0 +1,142 @@
+"""What must hold of the tables of facts that each stage makes, in plain words and as expectations; checks.py tries them.
+
+A fact such as "in one split only" is a column computed here, beside the stage's own.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from metadiff.rows import SPLITS
+
+IMAGE_FACTS = ("source", "label", "split", "group", "sha256", "height", "width", "channels", "spread")
+CLASS_FACTS = ("label", "split", "count", "usable")
+RESULT_FACTS = ("split", "shot", "episode", "classifier", "correct", "queries", "overlap")
+EPISODE = ("split", "shot", "episode", "classifier")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One expectation: the column as people know it, the class in Great Expectations, and plain words for "must be ..."."""
+
+    column: str
+    kind: str
+    expected: str
+    arguments: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of facts, with columns computed for the rules beside its own."""
+
+    name: str
+    facts: pd.DataFrame
+    rules: tuple[Rule, ...]
+
+
+def manifest_tables(
+    images: pd.DataFrame, classes: pd.DataFrame, *, size: int, channels: int, need: int, group_is_one_image: bool
+) -> tuple[Table, Table]:
+    """What prepare promises: one row an image and one row a class; nothing leaks from one split to another."""
+    images, classes = images[list(IMAGE_FACTS)], classes[list(CLASS_FACTS)]
+    both = pd.concat([images[["label", "split"]], classes[["label", "split"]]])
+    prepared = images.assign(
+        spread=_finite(images["spread"]),
+        sha256_splits=_splits(images, images["sha256"]),
+        label_splits=_splits(both, images["label"]),
+        group_splits=_splits(images, images["group"]),
+        label_known=images["label"].isin(classes["label"]) | images["label"].isna(),
+    )
+    shape = {"height": size, "width": size, "channels": channels}
+    of_images = (
+        *_present(IMAGE_FACTS),
+        _values("source", "ExpectColumnValuesToBeUnique", "the source of one image only"),
+        _between("sha256", "in one split only (equal pixels)", column="sha256_splits", max_value=1),
+        _between("label", "a class in one split only", column="label_splits", max_value=1),
+        *([_between("group", "in one split only", column="group_splits", max_value=1)] if group_is_one_image else []),
+        _values("label", "ExpectColumnValuesToBeInSet", "in the table of classes", column="label_known", value_set=[True]),
+        *(_one_of(name, [value]) for name, value in shape.items()),
+        _between("spread", "above 0 (not a blank image)", min_value=0, strict_min=True),
+    )
+    found = classes["label"].map(images["label"].value_counts()).fillna(0).astype(int)
+    count_is_found = {"column_A": "count", "column_B": "images", "ignore_row_if": "either_value_is_missing"}
+    of_classes = (
+        *_present(CLASS_FACTS),
+        _values("label", "ExpectColumnValuesToBeUnique", "the name of one class only"),
+        _values("split", "ExpectColumnDistinctValuesToEqualSet", f"all of {_listed(SPLITS)}", value_set=list(SPLITS)),
+        Rule("count", "ExpectColumnPairValuesToBeEqual", "the number of images of the class", count_is_found),
+        _between("usable", f"at least {need} (prepare.min_images)", min_value=need),
+    )
+    return Table("images", prepared, of_images), Table("classes", classes.assign(images=found), of_classes)
+
+
+def features_tables(features_ND: NDArray[np.float32], *, rows: int) -> tuple[Table, Table]:
+    """What pretrain promises: one finite feature vector an image, none of them zero, and few features that never vary."""
+    largest_N = np.maximum(features_ND.max(axis=1, initial=0), -features_ND.min(axis=1, initial=0))
+    with np.errstate(invalid="ignore", over="ignore"):  # not a finite number: the other table finds it
+        range_D = np.ptp(features_ND, axis=0)  # the variance of a constant column may be above 0 by rounding, its range never is
+    of_images = (
+        Rule("", "ExpectTableRowCountToEqual", f"{rows} rows, one an image", {"value": rows}),
+        _values("largest", "ExpectColumnValuesToNotBeNull", "a finite number"),
+        _between("largest", "above 0 (not a vector of zeros)", min_value=0, strict_min=True),
+    )
+    varies = _between("range", "above 0 in at least 90 % of the rows", min_value=0, strict_min=True, mostly=0.9)
+    features = pd.DataFrame({"largest": _finite(pd.Series(largest_N))})
+    return Table("features", features, of_images), Table("dimensions", pd.DataFrame({"range": range_D}), (varies,))
+
+
+def results_tables(
+    results: pd.DataFrame, *, splits: Sequence[str], shots: Sequence[int], episodes: int, classifiers: Sequence[str]
+) -> tuple[Table]:
+    """What evaluate promises: one row an episode and classifier, all of them there, support and query apart."""
+    rows = len(splits) * len(shots) * episodes * len(classifiers)
+    at_most = {"column_A": "queries", "column_B": "correct", "or_equal": True, "ignore_row_if": "either_value_is_missing"}
+    rules = (
+        *_present(RESULT_FACTS),
+        Rule("", "ExpectTableRowCountToEqual", f"{rows} rows: splits x shots x episodes x classifiers", {"value": rows}),
+        Rule(", ".join(EPISODE), "ExpectCompoundColumnsToBeUnique", "together in one row only", {"column_list": list(EPISODE)}),
+        _one_of("split", splits),
+        _one_of("shot", shots),
+        _one_of("classifier", classifiers),
+        _between("episode", f"0 to {episodes - 1}", min_value=0, max_value=episodes - 1),
+        _between("correct", "at least 0", min_value=0),
+        Rule("correct", "ExpectColumnPairValuesAToBeGreaterThanB", "at most queries", at_most),
+        _between("queries", "at least 1", min_value=1),
+        _one_of("overlap", [0]),
+    )
+    return (Table("results", results[list(RESULT_FACTS)], rules),)
+
+
+def _values(subject: str, kind: str, expected: str, **arguments: object) -> Rule:
+    return Rule(subject, kind, expected, {"column": subject} | arguments)
+
+
+def _present(columns: Sequence[str]) -> tuple[Rule, ...]:
+    words = {"spread": "a finite number"}
+    return tuple(_values(name, "ExpectColumnValuesToNotBeNull", words.get(name, "given")) for name in columns)
+
+
+def _one_of(column: str, allowed: Sequence[str] | Sequence[int]) -> Rule:
+    return _values(column, "ExpectColumnValuesToBeInSet", _listed(allowed, "or"), value_set=list(allowed))
+
+
+def _between(subject: str, expected: str, **arguments: object) -> Rule:
+    return _values(subject, "ExpectColumnValuesToBeBetween", expected, **arguments)
+
+
+def _listed(values: Iterable[object], last: str = "and") -> str:
+    *head, tail = map(str, values)
+    return f"{', '.join(head)} {last} {tail}" if head else tail
+
+
+def _finite(values: pd.Series) -> pd.Series:
+    """Infinite numbers become missing ones, which the expectation of a finite number finds."""
+    return values.where(np.isfinite(values))
+
+
+def _splits(table: pd.DataFrame, keys: pd.Series) -> pd.Series:
+    """In how many different splits of the table each key occurs."""
+    return keys.map(table.groupby(keys.name)["split"].nunique())

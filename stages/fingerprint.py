@@ -1,0 +1,62 @@
+"""What may change the bytes of a result: params, inputs, code, versions, and the machine as far as torch shows it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metadiff.artifact import file_sha256, verify
+from metadiff.errors import ParamsError
+from stages.imports import ROOT, closure
+
+if TYPE_CHECKING:
+    from metadiff.params import Params, Shared
+    from stages.runner import P, Stage
+
+
+def fingerprint(stage: Stage[P], params: Params, made_with: dict[str, object]) -> str:
+    """Everything that may shape the result, as 16 hexadecimal digits."""
+    code = closure(f"stages.{stage.name}")
+    facts = {
+        "params": getattr(params, stage.name).model_dump(mode="json"),
+        "shared": {key: getattr(params.shared, key) for key in stage.shared},
+        "inputs": {str(folder): verify(folder) for folder in stage.inputs},
+        "code": {str(path): file_sha256(ROOT / path) for path in code},
+        "raw": identity(stage.raw(params)) if stage.raw else "",
+        "made_with": made_with,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def identity(path: Path) -> str:
+    """What tells one state of a user's file or folder from another: a file's content; a folder's names, sizes and times."""
+    if not path.is_dir():
+        return file_sha256(path) if path.is_file() else "missing"
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        about = file.lstat()
+        digest.update(f"{file.relative_to(path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def prepare_environment(stage: Stage[P], shared: Shared) -> dict[str, object]:
+    """Prepare torch where the stage uses it, and say with what the result is made: the promise of equal bytes holds for this."""
+    versions: dict[str, object] = {name: importlib.metadata.version(name) for name in stage.versions}
+    if "device" not in stage.shared:
+        return versions
+    import torch  # here, since a stage without torch starts in a third of the time
+
+    if shared.device == "cuda" and not torch.cuda.is_available():
+        raise ParamsError("params.yaml: shared.device: cuda is asked for, but torch sees no CUDA device here; write cpu")
+    torch.set_num_threads(shared.threads)
+    torch.use_deterministic_algorithms(shared.deterministic)
+    torch.backends.cudnn.deterministic = shared.deterministic
+    torch.backends.cudnn.benchmark = not shared.deterministic
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32 on every device
+    name = torch.cuda.get_device_name() if shared.device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    machine = {"machine": platform.machine(), "instructions": name, "threads": shared.threads, "device": shared.device}
+    return versions | {"torch": torch.__version__} | machine

@@ -1,0 +1,109 @@
+"""labelled images of any source -> images.h5, classes.csv and checks.json.
+
+The unit of work is a block of images: a killed run goes on after the last block it finished. Every image that cannot be used is
+listed with its reason in bad.csv; the run then stops, or goes on without them, as params.yaml says.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from metadiff.artifact import write_json
+from metadiff.images import Source, open_source
+from metadiff.images.catalogue import class_table, draw_block, good_ones, make_rows, pixels, refuse_small_classes, without_twins
+from metadiff.images.splits import crossing, split_classes
+from metadiff.rows import SPLITS
+from metadiff.store import write_images
+from stages.checks import manifest_contract
+from stages.runner import Run, Stage, main
+
+if TYPE_CHECKING:
+    from metadiff.params import Prepare
+
+BLOCK = 512  # images a unit
+
+
+def build(run: Run[Prepare]) -> None:
+    section = run.params
+    source = open_source(
+        section.source,
+        path=Path(section.path),
+        image_size=section.image_size,
+        color=section.color,
+        given_split=section.split == "given",
+        min_images=section.min_images,
+    )
+    if source.left_out:
+        run.say(f"{len(source.left_out)} classes of fewer than {section.min_images} images are left out")
+    size, channels = section.image_size, 3 if section.color == "rgb" else 1
+    run.reserve(3 * len(source.entries) * size * size * channels)
+    folders = draw(run, source)
+    table = pd.DataFrame([fact for folder in folders for fact in json.loads((folder / "facts.json").read_bytes())])
+    table.loc[table["reason"] != "", ["source", "reason"]].to_csv(run.out / "bad.csv", index=False, lineterminator="\n")
+    images, complaints = good_ones(table, on_bad=section.on_bad)
+    run.say(*complaints)
+    if source.drops_twins:
+        everything, images = images, without_twins(images)
+        run.say(f"{len(everything) - len(images)} images look exactly like one of another class and are left out")
+    refuse_small_classes(images, sorted(table["label"].unique()), need=section.min_images)
+    if section.split != "given":
+        images = images.assign(split=images["label"].map(split(run, source)))
+    classes = class_table(images, source.descriptions)
+    facts = images.assign(height=size, width=size, channels=channels)
+    one_image, need = source.group_is_one_image, section.min_images
+    checks = manifest_contract(facts, classes, size=size, channels=channels, need=need, group_is_one_image=one_image)
+    rows = make_rows(images, classes, dataset=source.name)
+    write_images(run.out / "images.h5", pixels(folders, table, images.index), shape=(size, size, channels), rows=rows)
+    listed = classes.rename(columns={"label": "name"})[["name", "split", "count", "description"]]
+    listed.to_csv(run.out / "classes.csv", index_label="id", lineterminator="\n")
+    write_json(run.out / "checks.json", checks)
+    sizes = ", ".join(f"{name} {sum(classes['split'] == name)}" for name in SPLITS)
+    run.say(f"{source.name}: {len(images):,} images of {len(classes)} classes ({sizes})")
+
+
+def draw(run: Run[Prepare], source: Source) -> list[Path]:
+    """A folder a block: the pixels of its images, and a sheet of facts with one row an entry."""
+    count = len(source.entries)
+    parts = {f"block-{start // BLOCK:05d}": range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)}
+    folders = {name: run.finished_unit(name) for name in parts}
+    done = sum(len(part) for name, part in parts.items() if folders[name])
+    with run.progress("drawing", total=count, done=done, unit="images") as advance:
+        for name, part in parts.items():
+            if folders[name] is None:
+                with run.unit(name) as folder:
+                    images, facts = draw_block(source, part)
+                    if images is not None:
+                        np.save(folder / "images.npy", images)
+                    write_json(folder / "facts.json", facts)
+                folders[name] = run.finished_unit(name)
+                advance(len(part))
+    return [folder for folder in folders.values() if folder]
+
+
+def split(run: Run[Prepare], source: Source) -> dict[str, str]:
+    """The split of each class; what cannot be kept together of classes that are drawn inside each other is said."""
+    shares, seed = run.params.split, run.params.split_seed
+    assert shares != "given"
+    of_class = split_classes({entry.label for entry in source.entries}, shares=shares, seed=seed, nested=source.nested)
+    across = crossing(source.nested, of_class)
+    if across:
+        times = sum(count for _, _, count in across)
+        run.say(f"{len(across)} pairs of classes, one drawn inside the other {times:,} times, fall into different splits")
+    return of_class
+
+
+STAGE = Stage(
+    name="prepare",
+    out=Path("data/prepared"),
+    build=build,
+    raw=lambda params: Path(params.prepare.path),
+    versions=("fonttools", "h5py", "kanjivg", "numpy", "pandas", "pillow"),
+)
+
+if __name__ == "__main__":
+    main(STAGE)

@@ -1,0 +1,114 @@
+"""images -> a backbone trained on the base classes, and one feature vector an image.
+
+The unit of work is an epoch: a killed run goes on after the last one it finished, bit for bit. The backbone that is kept is that
+of the epoch with the best nearest-class-mean accuracy on fixed episodes of validation classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from metadiff.artifact import write_json
+from metadiff.backbone import build as build_backbone
+from metadiff.backbone import channel_statistics, dump
+from metadiff.baselines.ncm import cosine_ncm
+from metadiff.checkpoint import load_checkpoint, save_checkpoint
+from metadiff.episodes import draw_episodes
+from metadiff.evaluation import correct_counts
+from metadiff.rows import Rows
+from metadiff.store import image_blocks, image_shape, read_rows, write_features
+from metadiff.training import Pretraining, extract
+from stages.checks import features_contract
+from stages.runner import Run, Stage, log_row, main
+
+if TYPE_CHECKING:
+    from metadiff.params import Pretrain
+
+PREPARED = Path("data/prepared")
+IMAGES = PREPARED / "images.h5"
+
+
+def build(run: Run[Pretrain]) -> None:
+    data = read_rows(IMAGES)
+    training = begin(run, data)
+    resume(run, training)
+    live = run.live(map(curves, training.history))
+    with run.progress("training", total=run.params.epochs, done=training.epoch, unit="epochs") as advance:
+        while not training.finished:
+            with run.unit(unit_name(training.epoch + 1)) as folder:
+                log_row(live, curves(training.run_epoch()))
+                save_checkpoint(folder / "state.safetensors", *training.state())
+            run.drop_unit(unit_name(training.epoch - 2))
+            advance(1)
+    backbone = training.best_backbone()
+    features_ND = extract(backbone, image_blocks(IMAGES)).numpy()
+    checks = features_contract(features_ND, rows=len(data.label))
+    write_features(run.out / "features.h5", features_ND, rows=data)
+    save_checkpoint(run.out / "backbone.safetensors", *dump(backbone))
+    write_json(run.out / "checks.json", checks)
+    run.say(f"best of {run.params.epochs} epochs: {training.best_epoch}, {training.best_score:.1f} % on validation episodes")
+
+
+def begin(run: Run[Pretrain], data: Rows) -> Pretraining:
+    """A training that has not begun: fresh weights from the seed, images of the base and the validation classes in memory."""
+    train, val = data.of("train"), data.of("val")
+    height, _, channels = image_shape(IMAGES)
+    mean_C, std_C = channel_statistics(image_blocks(IMAGES, train))
+    shape = {"channels": channels, "image_size": height}
+    backbone = build_backbone(run.params.backbone, seed=run.seed, mean_C=mean_C, std_C=std_C, **shape).to(run.device)
+    return Pretraining(
+        run.params,
+        backbone=backbone,
+        images_NHWC=np.concatenate([*image_blocks(IMAGES, train)]),
+        labels_N=data.label[train],
+        validation_NHWC=np.concatenate([*image_blocks(IMAGES, val)]),
+        score=validation_score(run.params, data.take(val)),
+        seed=run.seed,
+    )
+
+
+def validation_score(section: Pretrain, data: Rows) -> Callable[[torch.Tensor], float]:
+    """Per cent of nearest-class-mean on validation episodes: the same ones after every epoch and for every seed."""
+    sizes = {"way": section.val_way, "shot": section.val_shot, "query": section.val_query, "episodes": section.val_episodes}
+    episodes = draw_episodes(data, "val", seed=0, **sizes)
+
+    def score(features_ND: torch.Tensor) -> float:
+        return float(100 * correct_counts(cosine_ncm, features_ND, episodes).mean() / episodes.query_EWQ[0].size)
+
+    return score
+
+
+def resume(run: Run[Pretrain], training: Pretraining) -> None:
+    """Go on after the last finished epoch, if there is one."""
+    for epoch in range(run.params.epochs, 0, -1):
+        folder = run.finished_unit(unit_name(epoch))
+        if folder:
+            training.restore(*load_checkpoint(folder / "state.safetensors"))
+            return
+
+
+def unit_name(epoch: int) -> str:
+    return f"epoch-{epoch:05d}"
+
+
+def curves(row: dict[str, float]) -> dict[str, float]:
+    """A row of the history under the names that the plots carry."""
+    return {"train/loss": row["loss"], "train/accuracy": 100 * row["accuracy"], "val/ncm_accuracy": row["score"], "lr": row["lr"]}
+
+
+STAGE = Stage(
+    name="pretrain",
+    out=Path("data/backbone"),
+    build=build,
+    inputs=(PREPARED,),
+    versions=("numpy", "h5py", "safetensors", "dvclive"),
+    shared=("seed", "threads", "device", "deterministic"),
+)
+
+if __name__ == "__main__":
+    main(STAGE)

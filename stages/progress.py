@@ -1,0 +1,36 @@
+"""A progress bar with rate and time left on a terminal, and one closing line everywhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def progress(what: str, *, total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yields ``advance(n)``; ``done`` is what an earlier run had finished, so that rate and time left speak of this one."""
+    console = Console(stderr=True)
+    counts = (MofNCompleteColumn(), TextColumn(unit), Rate(), TimeRemainingColumn())
+    start, ours = time.monotonic(), 0
+    quiet = not console.is_terminal
+    with Progress(TextColumn("{task.description}"), BarColumn(), *counts, console=console, disable=quiet, transient=True) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+
+        def advance(count: int) -> None:
+            nonlocal ours
+            ours += count
+            bar.advance(task, count)
+
+        yield advance
+    seconds = time.monotonic() - start
+    resumed = f", {done:,} were done before" if done else ""
+    print(f"{what}: {ours:,} {unit} in {seconds:.1f} s ({ours / max(seconds, 1e-9):,.0f}/s){resumed}", file=sys.stderr)

@@ -1,0 +1,203 @@
+"""What every stage has in common, so that a stage module holds nothing but its science.
+
+`main(STAGE)` checks params.yaml, takes the stage's lock, verifies the inputs against their manifests, finds the work folder that
+belongs to exactly these params, inputs, code and versions, lets the stage build what is missing there, and publishes the result.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from metadiff.errors import DataError, NumericError, ParamsError
+from metadiff.params import Params, Section, load
+from stages.fingerprint import fingerprint, prepare_environment
+from stages.progress import progress
+from stages.work import BusyError, Work, only_writer
+
+if TYPE_CHECKING:
+    from dvclive.live import Live
+
+WORK = Path("data/.work")
+
+
+class Exit(IntEnum):
+    """How a stage ends (the numbers of sysexits.h); README has the table for users."""
+
+    OK = 0
+    PARAMS = 64
+    DATA = 65
+    NUMERIC = 70
+    MEMORY = 71
+    DISK = 74
+    BUSY = 75
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class StoppedError(RuntimeError):
+    """A signal asked the stage to stop, and the unit at hand is finished."""
+
+
+P = TypeVar("P", bound=Section)
+
+
+@dataclass(frozen=True)
+class Stage(Generic[P]):
+    """What a stage says of itself. Its name is its section of params.yaml and its module."""
+
+    name: str
+    out: Path
+    build: Callable[[Run[P]], None]
+    inputs: tuple[Path, ...] = ()  # folders of other stages
+    raw: Callable[[Params], Path] | None = None  # a file or folder of the user's, not made by a stage
+    versions: tuple[str, ...] = ()  # packages whose version may change the bytes of the result
+    shared: tuple[str, ...] = ()  # the keys of `shared` that it uses
+
+
+class Run(Generic[P]):
+    """One run of a stage: its own section of the params, where to write, how to be resumable."""
+
+    def __init__(self, stage: Stage[P], params: Params, work: Work) -> None:
+        self.stage = stage
+        self.params: P = getattr(params, stage.name)
+        self._shared = params.shared
+        self.out = work.building
+        self._work = work
+        self._signal: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    @property
+    def seed(self) -> int:
+        assert "seed" in self.stage.shared, f"{self.stage.name} does not declare that it uses shared.seed"
+        return self._shared.seed
+
+    @property
+    def device(self) -> str:
+        assert "device" in self.stage.shared, f"{self.stage.name} does not declare that it uses shared.device"
+        return self._shared.device
+
+    @contextmanager
+    def unit(self, name: str) -> Iterator[Path]:
+        """Write one unit of work into the folder given; the place where a signal takes effect."""
+        with self._work.make_unit(name) as folder:
+            yield folder
+        if self._signal is not None:
+            raise StoppedError(f"stopped by {signal.Signals(self._signal).name} after {name}; the next run goes on from here")
+
+    def finished_unit(self, name: str) -> Path | None:
+        return self._work.unit(name)
+
+    def drop_unit(self, name: str) -> None:
+        self._work.drop_unit(name)
+
+    @contextmanager
+    def progress(self, what: str, *, total: int, done: int = 0, unit: str) -> Iterator[Callable[[int], None]]:
+        with progress(f"{self.stage.name}: {what}", total=total, done=done, unit=unit) as advance:
+            yield advance
+
+    def say(self, *lines: str) -> None:
+        for line in lines:
+            print(f"{self.stage.name}: {line}", file=sys.stderr)
+
+    def reserve(self, size: int) -> None:
+        """Refuse early what cannot fit on the disk."""
+        free = shutil.disk_usage(self._work.folder).free
+        if free < size:
+            raise OSError(errno.ENOSPC, f"about {size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free", str(WORK))
+
+    def live(self, history: Iterable[dict[str, float]]) -> Live:
+        """DVCLive inside the result, told again what an earlier run had logged: its files are those of a run never stopped."""
+        from dvclive.live import Live
+
+        curves = self.out / "curves"
+        shutil.rmtree(curves, ignore_errors=True)
+        live = Live(str(curves), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False)
+        for row in history:
+            log_row(live, row)
+        return live
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if self._signal is not None:
+            raise StoppedError(
+                f"stopped at once by a second {signal.Signals(number).name}; the unit at hand is lost, the others are kept"
+            )
+        self._signal = number
+        self.say(f"{signal.Signals(number).name}: finishing the unit at hand first; once more to stop at once")
+
+    @property
+    def stopped_by(self) -> int:
+        return signal.SIGTERM if self._signal is None else self._signal
+
+
+def log_row(live: Live, row: dict[str, float]) -> None:
+    for name, value in row.items():
+        live.log_metric(name, value)
+    live.next_step()  # type: ignore[no-untyped-call]
+
+
+def main(stage: Stage[P]) -> None:
+    """Run a stage as a program: never a traceback for what a user can mend, and always an exit code that says which."""
+    sys.exit(_guarded(stage))
+
+
+def _guarded(stage: Stage[P]) -> Exit:
+    def fail(code: Exit, error: BaseException | str) -> Exit:
+        for line in str(error).splitlines():
+            print(f"{stage.name}: {line}", file=sys.stderr)
+        return code
+
+    try:
+        return _run(stage)
+    except ParamsError as error:
+        print(error, file=sys.stderr)
+        return Exit.PARAMS
+    except DataError as error:
+        return fail(Exit.DATA, error)
+    except NumericError as error:
+        return fail(Exit.NUMERIC, error)
+    except BusyError as error:
+        return fail(Exit.BUSY, error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return fail(Exit.DISK, f"{error}; nothing was published. Free some space and run again: finished units are kept")
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return fail(Exit.MEMORY, f"out of memory: lower {stage.name}.batch or the image size ({str(error).splitlines()[0]})")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _run(stage: Stage[P]) -> Exit:
+    params = load("params.yaml")
+    with only_writer(WORK / stage.name):
+        made_with = prepare_environment(stage, params.shared)
+        work = Work(WORK / stage.name, fingerprint(stage, params, made_with))
+        run = Run(stage, params, work)
+        try:
+            if work.is_finished():
+                run.say("finished before with these params, inputs and code: published again (`make fresh` to recompute)")
+            else:
+                shutil.rmtree(run.out, ignore_errors=True)
+                run.out.mkdir()
+                stage.build(run)
+                work.finish(made_with)
+        except StoppedError as stop:
+            run.say(str(stop))
+            return Exit(128 + run.stopped_by)
+        work.publish(stage.out)
+    return Exit.OK

@@ -1,0 +1,177 @@
+"""The whole pipeline through DVC, on pictures and parameters so small that it takes seconds."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from metadiff.artifact import verify
+from metadiff.store import read_arrays, read_features, read_rows
+from tests.pipeline.conftest import Repository, make_tiny, set_params
+
+pytestmark = pytest.mark.timeout(180)
+OFFLINE = str(Path(__file__).parent / "offline")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A finished and committed run, made without a network and without Prefect."""
+    repository = make_tiny(tmp_path_factory.mktemp("finished") / "checkout")
+    repository.run("dvc", "repro", env={"PYTHONPATH": OFFLINE})
+    repository.run("git", "add", "-A")
+    repository.run("git", "commit", "-qm", "run")
+    return repository
+
+
+@pytest.fixture
+def copy(finished: Repository, tmp_path: Path) -> Repository:
+    shutil.copytree(finished.root, tmp_path / "checkout", symlinks=True)
+    return Repository(tmp_path / "checkout")
+
+
+def test_each_stage_leaves_a_sealed_folder_that_opens_by_itself(finished: Repository) -> None:
+    data = finished.root / "data"
+    for folder in ("prepared", "backbone", "results"):
+        verify(data / folder)
+    rows = read_rows(data / "backbone/features.h5")
+    assert rows.dataset == "pictures"
+    assert len(rows.class_names) == 12
+    assert read_features(data / "backbone/features.h5").shape == (108, 64)
+    assert (data / "prepared/classes.csv").read_text().splitlines()[0] == "id,name,split,count,description"
+    assert len(read_arrays(data / "results/episodes.h5")["test/shot2/support_EWS"]) == 20
+
+
+def test_the_numbers_are_those_of_the_table_beside_them(finished: Repository) -> None:
+    metrics = json.loads((finished.root / "data/results/metrics.json").read_text())
+    assert {key: metrics[key] for key in ("dataset", "way", "query", "episodes")} == {
+        "dataset": "pictures",
+        "way": 2,
+        "query": 4,
+        "episodes": 20,
+    }
+    lines = [line.split(",") for line in (finished.root / "data/results/episodes.csv").read_text().splitlines()]
+    assert lines[0] == ["split", "shot", "episode", "classifier", "correct", "queries", "overlap"]
+    chosen = [100 * int(line[4]) / int(line[5]) for line in lines[1:] if line[:2] == ["test", "2"] and line[3] == "ncm"]
+    assert len(chosen) == 20
+    cell = metrics["test"]["shot2"]["ncm"]
+    assert cell["accuracy"] == pytest.approx(sum(chosen) / 20, abs=1e-3)
+    assert 50 <= cell["accuracy"] <= 100
+
+
+def test_nothing_runs_twice(finished: Repository) -> None:
+    assert "Data and pipelines are up to date." in finished.run("dvc", "repro").stdout
+    assert finished.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_a_parameter_reruns_only_what_it_touches(copy: Repository) -> None:
+    set_params(copy.root, {"evaluate": {"episodes": 21}})
+    said = copy.run("dvc", "repro").stdout
+    assert "Stage 'prepare' didn't change, skipping" in said
+    assert "Stage 'pretrain' didn't change, skipping" in said
+    assert "Running stage 'evaluate'" in said
+    set_params(copy.root, {"evaluate": {"episodes": 20}})
+    assert "Stage 'evaluate' is cached - skipping run, checking out outputs" in copy.run("dvc", "repro").stdout
+    assert copy.run("git", "diff", "HEAD", "--stat", "--", "dvc.lock", "data").stdout == ""
+
+
+def test_a_clone_without_the_cache_ends_in_the_committed_lock(finished: Repository, tmp_path: Path) -> None:
+    finished.run("git", "clone", "-q", str(finished.root), str(tmp_path / "clone"))
+    clone = Repository(tmp_path / "clone")
+    clone.run("dvc", "repro", env={"PYTHONHASHSEED": "7"})
+    assert clone.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_stages_run_by_hand_give_the_bytes_that_dvc_gives(finished: Repository, tiny: Repository) -> None:
+    for stage in ("prepare", "pretrain", "evaluate"):
+        tiny.run(sys.executable, "-m", f"stages.{stage}")
+    for folder in ("prepared", "backbone", "results"):
+        assert verify(tiny.root / "data" / folder) == verify(finished.root / "data" / folder)
+
+
+def test_wrong_params_stop_before_anything(tiny: Repository) -> None:
+    set_params(tiny.root, {"evaluate": {"way": 1}, "pretrain": {"lr": -1}})
+    done = tiny.run("dvc", "repro", ok=False)
+    said = done.stdout + done.stderr
+    assert "pretrain.lr" in said
+    assert "evaluate.way" in said
+    assert "exited with 64" in said
+    assert not (tiny.root / "data/.work").exists()
+
+
+def test_bad_images_stop_the_run_and_are_listed_or_are_skipped_and_listed(tiny: Repository) -> None:
+    pictures = tiny.root / "pictures"
+    (pictures / "class-03" / "0.png").write_bytes(b"no picture")
+    (pictures / "class-05" / "notes.txt").write_text("words")
+    done = tiny.run("dvc", "repro", "prepare", ok=False)
+    said = done.stdout + done.stderr
+    assert "class-03/0.png: " in said
+    assert "class-05/notes.txt: " in said
+    assert "exited with 65" in said
+    set_params(tiny.root, {"prepare": {"on_bad": "skip"}})
+    tiny.run("dvc", "repro", "prepare")
+    bad = (tiny.root / "data/prepared/bad.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in bad] == ["source", "class-03/0.png", "class-05/notes.txt"]
+    assert len(read_rows(tiny.root / "data/prepared/images.h5").label) == 107
+
+
+def test_skipping_never_leaves_a_class_too_small(tiny: Repository) -> None:
+    for i in (0, 1):
+        (tiny.root / "pictures" / "class-07" / f"{i}.png").write_bytes(b"")
+    set_params(tiny.root, {"prepare": {"on_bad": "skip"}})
+    done = tiny.run("dvc", "repro", "prepare", ok=False)
+    assert "class-07: 7 usable images, prepare.min_images asks for 8" in done.stdout + done.stderr
+    assert not (tiny.root / "data/prepared").exists()
+
+
+def test_the_same_image_in_two_splits_is_refused_with_its_rows(tiny: Repository) -> None:
+    for label in range(12):  # whichever classes fall apart
+        shutil.copy(tiny.root / "pictures/class-00/0.png", tiny.root / f"pictures/class-{label:02d}/twin.png")
+    done = tiny.run("dvc", "repro", "prepare", ok=False)
+    said = done.stdout + done.stderr
+    assert "exited with 65" in said
+    assert "twin.png" in said
+    assert not (tiny.root / "data/prepared").exists()
+
+
+def test_a_changed_artifact_is_found_by_the_next_stage(copy: Repository) -> None:
+    path = copy.root / "data/backbone/features.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    os.chmod(path, 0o644)
+    path.write_bytes(content)
+    done = copy.run(sys.executable, "-m", "stages.evaluate", ok=False)
+    assert done.returncode == 65
+    assert "data/backbone/features.h5: changed since it was made" in done.stderr
+
+
+def test_ci_reports_a_change_and_refuses_a_stale_lock(copy: Repository) -> None:
+    """What the workflow runs for a pull request: first with a forgotten `dvc repro`, then with its result committed."""
+    copy.run("git", "checkout", "-qb", "change")
+    set_params(copy.root, {"evaluate": {"episodes": 30}})
+    copy.run("git", "commit", "-qam", "more episodes, dvc.lock forgotten")
+    done = copy.run("bash", ".ci/repro", "main", "report.md", ok=False)
+    assert done.returncode == 1
+    report = (copy.root / "report.md").read_text()
+    assert (
+        "| params.yaml | evaluate.episodes | 20 | 30 |" in " ".join(report.split(" ")).replace("  ", " ")
+        or "evaluate.episodes" in report
+    )
+    assert "test.shot1.ncm.accuracy" in report
+    assert "is not what the committed params, code and data give" in report
+    copy.run("git", "add", "dvc.lock", "data")
+    copy.run("git", "commit", "-qm", "with its results")
+    (copy.root / "report.md").unlink()
+    copy.run("bash", ".ci/repro", "main", "report.md")
+    assert "dvc.lock is what the committed params, code and data give." in (copy.root / "report.md").read_text()
+
+
+def test_curves_render_as_plots(finished: Repository, tmp_path: Path) -> None:
+    finished.run("dvc", "plots", "show", "-q", "-o", str(tmp_path / "plots"))
+    page = (tmp_path / "plots" / "index.html").read_text()
+    assert "Training loss" in page
+    assert "ncm_accuracy" in page
+    columns = finished.run("dvc", "exp", "show", "--csv").stdout.splitlines()[0]
+    assert "test.shot1.ncm.accuracy" in columns

@@ -1,0 +1,133 @@
+"""The import graph: what a stage depends on, and who may import whom."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.imports import ROOT, closure, imported
+
+SOURCES = sorted(path for top in ("metadiff", "stages", "flows") for path in (ROOT / top).rglob("*.py"))
+STAGES = ("prepare", "pretrain", "evaluate")
+# Third parties that live in one place, so that replacing one is a change of one file.
+CONFINED = {
+    "h5py": {"metadiff/store.py"},
+    "zarr": {"metadiff/store.py"},
+    "torchvision": {"metadiff/augment.py"},
+    "great_expectations": {"stages/checks.py"},
+    "dvclive": {"stages/runner.py"},
+    "prefect": {"flows/"},
+    "dvc": {"flows/dvcrepo.py"},
+    "fontTools": {"metadiff/images/kanji.py"},
+}
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+
+
+def breaches(path: Path, root: Path) -> list[str]:
+    """What this file imports and must not, in words."""
+    here, found = path.relative_to(root).as_posix(), []
+    floor = here.split("/")[0]
+    for name in imported(path):
+        top = name.split(".")[0]
+        if floor == "metadiff" and top in ("stages", "flows"):
+            found.append(f"{here} imports {name}: the science knows no pipeline")
+        if floor == "stages" and top == "flows":
+            found.append(f"{here} imports {name}: a stage knows no orchestrator")
+        if floor == "flows" and top == "metadiff" and not name.startswith("metadiff.params"):
+            found.append(f"{here} imports {name}: flows know metadiff.params alone")
+        if here.removeprefix("stages/").removesuffix(".py") in STAGES and name.removeprefix("stages.").split(".")[0] in STAGES:
+            found.append(f"{here} imports {name}: stages never import each other")
+        if floor != "flows" and top in CONFINED and not any(here.startswith(home) for home in CONFINED[top]):
+            found.append(f"{here} imports {name}: {top} lives in {', '.join(CONFINED[top])}")
+        if top in FORBIDDEN_MODULES:
+            found.append(f"{here} imports {name}: nothing is unpickled")
+    return found
+
+
+def test_the_import_contract_holds() -> None:
+    assert len(SOURCES) > 20
+    assert [breach for path in SOURCES for breach in breaches(path, ROOT)] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("metadiff/episodes.py", "from stages.runner import Run"),
+        ("metadiff/episodes.py", "def f():\n    import stages.work"),
+        ("stages/prepare.py", "from stages.evaluate import STAGE"),
+        ("stages/prepare.py", "from stages import evaluate"),
+        ("stages/work.py", "import flows.full"),
+        ("flows/full.py", "from metadiff.store import read_rows"),
+        ("metadiff/episodes.py", "import h5py"),
+        ("stages/prepare.py", "import zarr.codecs"),
+        ("stages/runner.py", "import great_expectations as gx"),
+        ("metadiff/training.py", "from dvclive import Live"),
+        ("metadiff/training.py", "import pickle"),
+    ],
+)
+def test_one_import_the_wrong_way_is_a_breach(tmp_path: Path, file: str, line: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(line)
+    assert len(breaches(path, tmp_path)) == 1
+
+
+def test_what_a_type_checker_alone_sees_is_no_dependency(tmp_path: Path) -> None:
+    path = tmp_path / "a.py"
+    path.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import metadiff.params\nelse:\n    import stages\n")
+    assert imported(path) == ["typing.TYPE_CHECKING"]
+
+
+def test_a_relative_import_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.py"
+    path.write_text("from . import b")
+    with pytest.raises(ValueError, match=r"a\.py:1: relative import; write the full name"):
+        imported(path)
+
+
+def test_the_closure_follows_packages_modules_and_names(tmp_path: Path) -> None:
+    for name, text in {
+        "metadiff/__init__.py": "",
+        "metadiff/sub/__init__.py": "import metadiff.c",
+        "metadiff/sub/a.py": "from metadiff import b\nimport json",
+        "metadiff/b.py": "def f():\n    from stages.x import thing",
+        "metadiff/c.py": "",
+        "metadiff/unused.py": "",
+        "stages/x.py": "import metadiff.sub.a",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    found = [str(path) for path in closure("metadiff.sub.a", tmp_path)]
+    every = [
+        "metadiff/__init__.py",
+        "metadiff/b.py",
+        "metadiff/c.py",
+        "metadiff/sub/__init__.py",
+        "metadiff/sub/a.py",
+        "stages/x.py",
+    ]
+    assert found == every
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_closure_is_what_really_gets_imported(stage: str) -> None:
+    """Every project module that a fresh interpreter has loaded after importing the stage is in the closure."""
+    code = (
+        f"import stages.{stage}, sys; "
+        "print(*sorted({m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)}), sep='\\n')"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.splitlines()
+    tops = tuple(str(ROOT / top) for top in ("metadiff", "stages"))
+    loaded = {str(Path(file).relative_to(ROOT)) for file in printed if file.startswith(tops)}
+    assert loaded - {str(path) for path in closure(f"stages.{stage}")} == set()
+
+
+def test_the_science_imports_without_a_pipeline_and_says_nothing() -> None:
+    code = "import metadiff, sys; print(sorted(n for n in sys.modules if n.split('.')[0] in ('torch', 'dvc', 'prefect', 'h5py')))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout == "[]\n"
+    assert run.stderr == ""
