@@ -50,7 +50,7 @@ test-slow: $(BIN)/.dev ## tests that take longer
 	pytest -m "slow and not crash"
 
 test-crash: $(BIN)/.dev ## kill real runs at random moments and compare the bytes
-	pytest -m crash
+	pytest -n 2 -m crash
 
 test-gpu: $(BIN)/.dev ## tests that need a CUDA device
 	pytest -m gpu
@@ -68,8 +68,11 @@ format: $(BIN)/.dev ## format the code
 	ruff check --fix .
 	ruff format .
 
+bench: $(BIN)/.runtime ## measurements, each a table and a JSON file in bench/results
+	python -m bench.pinning
+
 docs-data: $(BIN)/.runtime ## pages that show every data contract and what it found, in data/.work/docs
-	@python -m stages.checks data/.work/docs
+	@python -m stages.docs
 
 deps: $(BIN)/.runtime ## write each stage's import graph into dvc.yaml
 	python -m stages.imports

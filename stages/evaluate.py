@@ -80,6 +80,7 @@ STAGE = Stage(
     inputs=(BACKBONE,),
     versions=("numpy", "h5py"),
     shared=("threads", "device", "deterministic"),
+    lower="evaluate.query",
 )
 
 if __name__ == "__main__":

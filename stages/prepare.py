@@ -44,8 +44,7 @@ def build(run: Run[Prepare]) -> None:
     run.reserve(3 * len(source.entries) * size * size * channels)
     folders = draw(run, source)
     table = pd.DataFrame([fact for folder in folders for fact in json.loads((folder / "facts.json").read_bytes())])
-    table.loc[table["reason"] != "", ["source", "reason"]].to_csv(run.out / "bad.csv", index=False, lineterminator="\n")
-    images, complaints = good_ones(table, on_bad=section.on_bad)
+    images, complaints = good_ones(table, on_bad=section.on_bad, listing=run.out / "bad.csv")
     run.say(*complaints)
     if source.drops_twins:
         everything, images = images, without_twins(images)
@@ -103,6 +102,7 @@ STAGE = Stage(
     build=build,
     raw=lambda params: Path(params.prepare.path),
     versions=("fonttools", "h5py", "kanjivg", "numpy", "pandas", "pillow"),
+    lower="prepare.image_size",
 )
 
 if __name__ == "__main__":

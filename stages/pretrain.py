@@ -108,6 +108,7 @@ STAGE = Stage(
     inputs=(PREPARED,),
     versions=("numpy", "h5py", "safetensors", "dvclive"),
     shared=("seed", "threads", "device", "deterministic"),
+    lower="pretrain.batch",
 )
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class Stage(Generic[P]):
     raw: Callable[[Params], Path] | None = None  # a file or folder of the user's, not made by a stage
     versions: tuple[str, ...] = ()  # packages whose version may change the bytes of the result
     shared: tuple[str, ...] = ()  # the keys of `shared` that it uses
+    lower: str = ""  # the parameter to lower where memory runs out
 
 
 class Run(Generic[P]):
@@ -175,7 +176,7 @@ def _guarded(stage: Stage[P]) -> Exit:
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        return fail(Exit.MEMORY, f"out of memory: lower {stage.name}.batch or the image size ({str(error).splitlines()[0]})")
+        return fail(Exit.MEMORY, f"out of memory; lower {stage.lower} and run again ({' '.join(str(error).split())})")
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -35,11 +35,15 @@ def draw_block(source: Source, part: range) -> tuple[NDArray[np.uint8] | None, l
     return (np.stack(images) if images else None), facts
 
 
-def good_ones(table: pd.DataFrame, *, on_bad: str) -> tuple[pd.DataFrame, list[str]]:
-    """The rows that can be used, and lines that name those that cannot; with ``stop`` these lines are an error."""
+def good_ones(table: pd.DataFrame, *, on_bad: str, listing: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The rows that can be used, and lines that name those that cannot; with ``stop`` these lines are an error.
+
+    All that cannot are written to ``listing`` with their reasons.
+    """
     bad = table[table["reason"] != ""]
+    bad[["source", "reason"]].to_csv(listing, index=False, lineterminator="\n")
     lines = [f"{shown(source)}: {reason}" for source, reason in zip(bad["source"], bad["reason"], strict=True)]
-    lines = lines[:LISTED] + ([f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else [])
+    lines = lines[:LISTED] + ([f"... and {len(lines) - LISTED} more, see {listing}"] if len(lines) > LISTED else [])
     count = f"{len(bad)} of {len(table)} images cannot be used"
     if lines and on_bad == "stop":
         raise DataError("\n".join([*lines, f"{count}; mend or remove them, or set prepare.on_bad: skip"]))

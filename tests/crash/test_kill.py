@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
 
 from tests.pipeline.conftest import Repository, draw_pictures, environment, make_tiny, set_params
 
@@ -37,27 +38,26 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Repository:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A repository in which prepare has run: what is killed next is pretrain."""
-    repository = new_repository(tmp_path_factory.mktemp("prepared") / "checkout")
-    repository.run("dvc", "repro", "prepare")
-    return repository
+def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The repository right before each stage."""
+    root = tmp_path_factory.mktemp("templates")
+    repository = new_repository(root / "prepare")
+    shutil.copytree(root / "prepare", root / "pretrain", symlinks=True)
+    Repository(root / "pretrain").run("dvc", "repro", "prepare")
+    return {"prepare": repository.root, "pretrain": root / "pretrain"}
 
 
 @pytest.fixture
-def fresh(request: pytest.FixtureRequest, undisturbed: Repository, tmp_path: Path) -> Repository:
+def fresh(request: pytest.FixtureRequest, templates: dict[str, Path], tmp_path: Path) -> Repository:
     """A copy of the repository right before the stage that the test names."""
     root = tmp_path / "checkout"
-    stage = request.node.callspec.params["stage"]
-    if stage == "prepare":
-        return new_repository(root)
-    shutil.copytree(request.getfixturevalue("prepared").root, root, symlinks=True)
+    shutil.copytree(templates[request.node.callspec.params["stage"]], root, symlinks=True)
     return Repository(root)
 
 
-def start(repository: Repository, **env: str) -> subprocess.Popen[bytes]:
+def start(repository: Repository, stage: str, **env: str) -> subprocess.Popen[bytes]:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    return subprocess.Popen(["dvc", "repro"], cwd=repository.root, env=environment() | env, **quiet)  # type: ignore[call-overload]
+    return subprocess.Popen(["dvc", "repro", stage], cwd=repository.root, env=environment() | env, **quiet)  # type: ignore[call-overload]
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
@@ -79,9 +79,14 @@ def seconds(repository: Repository, stage: str) -> float:
     return (folder / "log").stat().st_mtime - (folder / "lock").stat().st_mtime
 
 
+def locked(repository: Repository, stage: str) -> object:
+    """What dvc.lock says of a stage: the hashes of all that went in and came out."""
+    return YAML(typ="safe").load(repository.lock())["stages"][stage]
+
+
 def assert_same_end(killed: Repository, undisturbed: Repository, stage: str) -> None:
     """All outs are those of a run never killed, no unit was made twice, nothing half-written lies about."""
-    assert killed.lock() == undisturbed.lock()
+    assert locked(killed, stage) == locked(undisturbed, stage)
     units = killed.units(stage)
     assert len(units) == len(set(units)), f"made twice: {units}"
     assert set(units) <= set(undisturbed.units(stage))
@@ -94,12 +99,12 @@ def assert_same_end(killed: Repository, undisturbed: Repository, stage: str) -> 
 def test_a_tree_killed_at_any_moment_goes_on_to_the_same_bytes(
     fresh: Repository, undisturbed: Repository, stage: str, moment: int
 ) -> None:
-    process = start(fresh)
+    process = start(fresh, stage)
     wait_for(fresh.root / "data/.work" / stage / "lock", process)
     time.sleep(random.Random(f"{stage}{moment}").uniform(0, seconds(undisturbed, stage)))
     kill_tree(process)
     finished_before = fresh.units(stage) if (fresh.root / "data/.work" / stage / "log").exists() else []
-    fresh.run("dvc", "repro")
+    fresh.run("dvc", "repro", stage)
     assert fresh.units(stage)[: len(finished_before)] == finished_before
     assert_same_end(fresh, undisturbed, stage)
 
@@ -117,20 +122,20 @@ def test_a_tree_killed_at_an_exact_operation_goes_on_to_the_same_bytes(
     fresh: Repository, undisturbed: Repository, stage: str, operation: str
 ) -> None:
     """Between a unit and its name, between the result and its seal, half-way through the publication."""
-    process = start(fresh, PYTHONPATH=HOOKS, METADIFF_TEST_KILL=f"{stage}:{operation}")
+    process = start(fresh, stage, PYTHONPATH=HOOKS, METADIFF_TEST_KILL=f"{stage}:{operation}")
     assert process.wait(60) == -signal.SIGKILL, "the operation was never reached"
-    fresh.run("dvc", "repro")
+    fresh.run("dvc", "repro", stage)
     assert_same_end(fresh, undisturbed, stage)
 
 
 @pytest.mark.parametrize("stage", ["pretrain"])
 def test_killing_dvc_alone_never_gives_two_writers(fresh: Repository, undisturbed: Repository, stage: str) -> None:
-    process = start(fresh)
+    process = start(fresh, stage)
     wait_for(fresh.root / "data/.work" / stage / "lock", process)
     (orphan,) = [p for p in psutil.Process(process.pid).children(recursive=True) if f"stages.{stage}" in p.cmdline()[-1:]]
     process.kill()
     process.wait()
-    second = fresh.run("dvc", "repro", ok=False)
+    second = fresh.run("dvc", "repro", stage, ok=False)
     assert second.returncode != 0
     said = second.stdout + second.stderr
     assert f"{stage}: busy: process {orphan.pid} on " in said
@@ -139,7 +144,7 @@ def test_killing_dvc_alone_never_gives_two_writers(fresh: Repository, undisturbe
     assert "exited with 75" in said
     while orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.05)
-    fresh.run("dvc", "repro")
+    fresh.run("dvc", "repro", stage)
     assert_same_end(fresh, undisturbed, stage)
 
 

@@ -100,7 +100,7 @@ def change(value: Any) -> Any:  # noqa: ANN401 - whatever a leaf of params.yaml 
         case int():
             return value + 1
         case float():
-            return value / 2
+            return value / 2 + 0.001
         case str():
             return f"{value}-other"
         case _:

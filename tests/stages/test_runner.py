@@ -49,7 +49,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def run(build: Callable[[Run], None], **facts: object) -> Exit:
-    return _guarded(Stage(name="evaluate", out=Path("data/results"), build=build, **facts))
+    return _guarded(Stage(name="evaluate", out=Path("data/results"), build=build, lower="evaluate.query", **facts))
 
 
 def start(checkout: Path, pause: float) -> subprocess.Popen[str]:

@@ -1,0 +1,66 @@
+"""Pages that show every data contract of the results in data/, and what was found: `make docs-data`, for those who look."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from metadiff.artifact import verify
+from metadiff.params import Params, load
+from metadiff.rows import SPLITS
+from metadiff.store import image_blocks, image_shape, read_features, read_rows
+from stages.checks import build_docs
+from stages.contracts import Table, features_tables, manifest_tables, results_tables
+
+DATA = Path("data")
+FOLDER = DATA / ".work" / "docs"
+
+
+def tables(params: Params) -> Iterator[Table]:
+    """The facts of all three contracts, measured anew on the published files."""
+    images, classes = image_facts(DATA / "prepared" / "images.h5")
+    size, _, channels = image_shape(DATA / "prepared" / "images.h5")
+    alone = images["group"].is_unique
+    yield from manifest_tables(
+        images, classes, size=size, channels=channels, need=params.prepare.min_images, group_is_one_image=alone
+    )
+    yield from features_tables(read_features(DATA / "backbone" / "features.h5"), rows=len(images))
+    results = pd.read_csv(DATA / "results" / "episodes.csv")
+    section, names = params.evaluate, sorted(results["classifier"].unique())
+    yield from results_tables(results, splits=SPLITS[1:], shots=section.shots, episodes=section.episodes, classifiers=names)
+
+
+def image_facts(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row an image and one row a class, from the pixels themselves."""
+    rows = read_rows(path)
+    names = np.array(rows.class_names)
+    height, width, channels = image_shape(path)
+    images = [image for block in image_blocks(path) for image in block]
+    facts = {"source": [source.decode() for source in rows.source], "label": names[rows.label]}
+    facts |= {"split": np.array(SPLITS)[rows.split], "group": rows.group, "height": height, "width": width, "channels": channels}
+    facts |= {
+        "sha256": [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
+        "spread": [image.std() for image in images],
+    }
+    table = pd.DataFrame(facts)
+    by_class = table.groupby("label")
+    counts = {"split": by_class["split"].first(), "count": by_class.size(), "usable": by_class["group"].nunique()}
+    return table, pd.DataFrame(counts).reset_index()
+
+
+def main() -> None:
+    missing = [name for name in ("prepared", "backbone", "results") if not (DATA / name / "manifest.json").is_file()]
+    if missing:
+        sys.exit(f"docs: {', '.join(f'data/{name}' for name in missing)} not there; run: make repro")
+    for name in ("prepared", "backbone", "results"):
+        verify(DATA / name)
+    print(f"The pages are in {build_docs(FOLDER, tables(load('params.yaml')))}")
+
+
+if __name__ == "__main__":
+    main()
