@@ -10,7 +10,7 @@ export PYTHONUTF8 := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro results fresh test test-crash test-slow test-gpu test-all check format docs-data deps lock bench ci-repro doctor
+.PHONY: help install repro results fresh test test-crash test-slow test-gpu test-all check format docs-data deps lock bench ci-repro
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,28 +18,30 @@ help: ## list the targets
 install: $(BIN)/.runtime ## make .venv and install the locked packages into it
 
 $(BIN)/uv:
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --only-binary :all: -r .ci/uv.lock
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --require-hashes --no-deps --only-binary :all: -r .ci/uv.lock
 
 $(BIN)/.runtime: requirements.lock pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip install --quiet --require-hashes --python $(BIN)/python -r requirements.lock
-	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
+	@echo "Installing the locked packages into .venv (about 6 GB, most of it torch)"
+	@$(BIN)/uv pip install --quiet --require-hashes --python $(BIN)/python -r requirements.lock
+	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	@touch $@
 
 $(BIN)/.dev: requirements-dev.lock $(BIN)/.runtime
-	$(BIN)/uv pip install --quiet --require-hashes --python $(BIN)/python -r requirements-dev.lock
+	@echo "Installing the locked test tools into .venv"
+	@$(BIN)/uv pip install --quiet --require-hashes --python $(BIN)/python -r requirements-dev.lock
 	@touch $@
 
 repro: $(BIN)/.runtime ## install, run what is stale of the pipeline, show the results
 	@python -m metadiff.params
-	dvc repro --quiet
+	dvc repro
 	@metadiff results --next
 
 results: $(BIN)/.runtime ## the result table of the last run
 	@metadiff results
 
 fresh: $(BIN)/.runtime ## recompute everything: no work folder, no run-cache
-	rm -rf data/.work
+	rm -rf data/.work/*/run-*
 	dvc repro --force --no-run-cache
 	@metadiff results
 

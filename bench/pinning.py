@@ -67,6 +67,7 @@ def main() -> None:
     for way, rate in rates.items():
         print(f"{way:18} {found[way][0]['instructions']:8} {rate:8.0f} images/s  {rate / free:5.2f} of the unpinned speed")
     facts = {"images_per_second": rates, "pinned_over_free": rates["pinned to AVX2"] / free, "processor": platform.processor()}
+    RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(facts | {"rounds": ROUNDS, "images": IMAGES}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,10 +1,14 @@
 """A folder of files with a manifest: names, sizes and sha256, so that nothing broken is ever read as if it were whole."""
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from metadiff.errors import CorruptArtifactError
 
@@ -31,6 +35,13 @@ def write_synced(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """JSON as people and git read it: one key a line, in the order given, characters as they are."""
     write_synced(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_array(path: Path, array: NDArray[np.generic]) -> None:
+    """NumPy's own format; through memory, since NumPy's way to a file loses the number of the system's error."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    path.write_bytes(content.getbuffer())
 
 
 def sync(path: Path) -> None:

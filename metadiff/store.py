@@ -3,6 +3,8 @@
 Every chunk carries a checksum (fletcher32), times are left out, and the rows keep their order, so equal content is equal bytes.
 """
 
+import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,10 +85,16 @@ def image_blocks(path: Path, rows: NDArray[np.int64] | None = None, *, block: in
 
 @contextmanager
 def _writing(path: Path, kind: str) -> Iterator[h5py.File]:
-    with h5py.File(path, "w") as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["kind"] = kind
-        yield file
+    try:
+        with h5py.File(path, "w") as file:
+            file.attrs["format"] = FORMAT
+            file.attrs["kind"] = kind
+            yield file
+    except (OSError, RuntimeError) as error:  # HDF5 hides the number of the system's error in its text
+        number = re.search(r"errno = (\d+)", str(error))
+        if not number:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 @contextmanager

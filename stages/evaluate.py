@@ -78,7 +78,7 @@ STAGE = Stage(
     out=Path("data/results"),
     build=build,
     inputs=(BACKBONE,),
-    versions=("numpy", "h5py"),
+    versions=("great-expectations", "h5py", "numpy", "pandas"),
     shared=("threads", "device", "deterministic"),
     lower="evaluate.query",
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metadiff.artifact import file_sha256, verify
 from metadiff.errors import ParamsError
+from stages import PINNED
 from stages.imports import ROOT, closure
 
 if TYPE_CHECKING:
@@ -33,13 +35,14 @@ def fingerprint(stage: Stage[P], params: Params, made_with: dict[str, object]) -
 
 
 def identity(path: Path) -> str:
-    """What tells one state of a user's file or folder from another: a file's content; a folder's names, sizes and times."""
+    """The content of a user's file, or the names and contents of all files of a folder that are not hidden."""
     if not path.is_dir():
         return file_sha256(path) if path.is_file() else "missing"
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
-        about = file.lstat()
-        digest.update(f"{file.relative_to(path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
+        if file.is_file() and not file.name.startswith("."):
+            content = file_sha256(file) if os.access(file, os.R_OK) else "unreadable"
+            digest.update(f"{file.relative_to(path)!r} {content}\n".encode())
     return digest.hexdigest()
 
 
@@ -58,5 +61,6 @@ def prepare_environment(stage: Stage[P], shared: Shared) -> dict[str, object]:
     torch.backends.cudnn.benchmark = not shared.deterministic
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32 on every device
     name = torch.cuda.get_device_name() if shared.device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    pinned = {name: os.environ[name] for name in PINNED}
     machine = {"machine": platform.machine(), "instructions": name, "threads": shared.threads, "device": shared.device}
-    return versions | {"torch": torch.__version__} | machine
+    return versions | {"torch": torch.__version__} | machine | pinned

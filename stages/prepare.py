@@ -10,10 +10,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from metadiff.artifact import write_json
+from metadiff.artifact import write_array, write_json
 from metadiff.images import Source, open_source
 from metadiff.images.catalogue import class_table, draw_block, good_ones, make_rows, pixels, refuse_small_classes, without_twins
 from metadiff.images.splits import crossing, split_classes
@@ -47,8 +46,10 @@ def build(run: Run[Prepare]) -> None:
     images, complaints = good_ones(table, on_bad=section.on_bad, listing=run.out / "bad.csv")
     run.say(*complaints)
     if source.drops_twins:
-        everything, images = images, without_twins(images)
-        run.say(f"{len(everything) - len(images)} images look exactly like one of another class and are left out")
+        alone = without_twins(images)
+        if len(alone) < len(images):
+            run.say(f"{len(images) - len(alone)} images look exactly like one of another class and are left out")
+        images = alone
     refuse_small_classes(images, sorted(table["label"].unique()), need=section.min_images)
     if section.split != "given":
         images = images.assign(split=images["label"].map(split(run, source)))
@@ -77,10 +78,13 @@ def draw(run: Run[Prepare], source: Source) -> list[Path]:
                 with run.unit(name) as folder:
                     images, facts = draw_block(source, part)
                     if images is not None:
-                        np.save(folder / "images.npy", images)
+                        write_array(folder / "images.npy", images)
                     write_json(folder / "facts.json", facts)
                 folders[name] = run.finished_unit(name)
                 advance(len(part))
+    lost = [name for name, folder in folders.items() if folder is None]
+    if lost:
+        raise OSError(f"{', '.join(lost)}: changed right after they were written; is the disk sound?")
     return [folder for folder in folders.values() if folder]
 
 
@@ -101,7 +105,7 @@ STAGE = Stage(
     out=Path("data/prepared"),
     build=build,
     raw=lambda params: Path(params.prepare.path),
-    versions=("fonttools", "h5py", "kanjivg", "numpy", "pandas", "pillow"),
+    versions=("fonttools", "great-expectations", "h5py", "kanjivg", "numpy", "pandas", "pillow"),
     lower="prepare.image_size",
 )
 

@@ -43,7 +43,7 @@ def build(run: Run[Pretrain]) -> None:
             with run.unit(unit_name(training.epoch + 1)) as folder:
                 log_row(live, curves(training.run_epoch()))
                 save_checkpoint(folder / "state.safetensors", *training.state())
-            run.drop_unit(unit_name(training.epoch - 2))
+            run.drop_unit(unit_name(training.epoch - 2))  # two are kept: one may turn out to be damaged
             advance(1)
     backbone = training.best_backbone()
     features_ND = extract(backbone, image_blocks(IMAGES)).numpy()
@@ -106,7 +106,7 @@ STAGE = Stage(
     out=Path("data/backbone"),
     build=build,
     inputs=(PREPARED,),
-    versions=("numpy", "h5py", "safetensors", "dvclive"),
+    versions=("dvclive", "great-expectations", "h5py", "numpy", "safetensors"),
     shared=("seed", "threads", "device", "deterministic"),
     lower="pretrain.batch",
 )

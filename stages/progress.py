@@ -12,7 +12,11 @@ from rich.text import Text
 
 class Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
+        return Text(per_second(task.speed) if task.speed else "", style="progress.data.speed")
+
+
+def per_second(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
 
 
 @contextmanager
@@ -33,4 +37,4 @@ def progress(what: str, *, total: int, done: int, unit: str) -> Iterator[Callabl
         yield advance
     seconds = time.monotonic() - start
     resumed = f", {done:,} were done before" if done else ""
-    print(f"{what}: {ours:,} {unit} in {seconds:.1f} s ({ours / max(seconds, 1e-9):,.0f}/s){resumed}", file=sys.stderr)
+    print(f"{what}: {ours:,} {unit} in {seconds:.1f} s ({per_second(ours / max(seconds, 1e-9))}){resumed}", file=sys.stderr)

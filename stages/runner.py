@@ -7,6 +7,7 @@ belongs to exactly these params, inputs, code and versions, lets the stage build
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import signal
 import sys
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from dvclive.live import Live
 
 WORK = Path("data/.work")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Exit(IntEnum):
@@ -44,8 +47,8 @@ class Exit(IntEnum):
     TERMINATED = 143
 
 
-class StoppedError(RuntimeError):
-    """A signal asked the stage to stop, and the unit at hand is finished."""
+class Stopped(BaseException):
+    """A signal asked the stage to stop."""
 
 
 P = TypeVar("P", bound=Section)
@@ -75,7 +78,7 @@ class Run(Generic[P]):
         self.out = work.building
         self._work = work
         self._signal: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, self._remember)
 
     @property
@@ -93,8 +96,12 @@ class Run(Generic[P]):
         """Write one unit of work into the folder given; the place where a signal takes effect."""
         with self._work.make_unit(name) as folder:
             yield folder
+        self.stop_if_asked(f"after {name}")
+
+    def stop_if_asked(self, when: str) -> None:
+        """Between two pieces of work: end here if a signal came."""
         if self._signal is not None:
-            raise StoppedError(f"stopped by {signal.Signals(self._signal).name} after {name}; the next run goes on from here")
+            raise Stopped(f"stopped by {signal.Signals(self._signal).name} {when}; the next run goes on from here")
 
     def finished_unit(self, name: str) -> Path | None:
         return self._work.unit(name)
@@ -121,16 +128,23 @@ class Run(Generic[P]):
         """DVCLive inside the result, told again what an earlier run had logged: its files are those of a run never stopped."""
         from dvclive.live import Live
 
-        curves = self.out / "curves"
-        shutil.rmtree(curves, ignore_errors=True)
-        live = Live(str(curves), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False)
+        live = Live(str(self.out / "curves"), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False)
         for row in history:
             log_row(live, row)
         return live
 
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """The moment of publication: signals wait."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         if self._signal is not None:
-            raise StoppedError(
+            raise Stopped(
                 f"stopped at once by a second {signal.Signals(number).name}; the unit at hand is lost, the others are kept"
             )
         self._signal = number
@@ -149,7 +163,11 @@ def log_row(live: Live, row: dict[str, float]) -> None:
 
 def main(stage: Stage[P]) -> None:
     """Run a stage as a program: never a traceback for what a user can mend, and always an exit code that says which."""
-    sys.exit(_guarded(stage))
+    code = _guarded(stage)
+    if code is Exit.DISK:  # HDF5 cannot close its files on a full disk, and would crash the interpreter at its end
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _guarded(stage: Stage[P]) -> Exit:
@@ -170,7 +188,7 @@ def _guarded(stage: Stage[P]) -> Exit:
     except BusyError as error:
         return fail(Exit.BUSY, error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         return fail(Exit.DISK, f"{error}; nothing was published. Free some space and run again: finished units are kept")
     except (MemoryError, RuntimeError) as error:
@@ -187,18 +205,23 @@ def _run(stage: Stage[P]) -> Exit:
     params = load("params.yaml")
     with only_writer(WORK / stage.name):
         made_with = prepare_environment(stage, params.shared)
-        work = Work(WORK / stage.name, fingerprint(stage, params, made_with))
+        key = fingerprint(stage, params, made_with)
+        work = Work(WORK / stage.name, key)
         run = Run(stage, params, work)
         try:
             if work.is_finished():
                 run.say("finished before with these params, inputs and code: published again (`make fresh` to recompute)")
             else:
-                shutil.rmtree(run.out, ignore_errors=True)
-                run.out.mkdir()
+                work.begin()
                 stage.build(run)
+                if fingerprint(stage, params, made_with) != key:
+                    work.discard()
+                    raise DataError("its inputs or its code changed while it ran, so the result is of no one state; run again")
                 work.finish(made_with)
-        except StoppedError as stop:
+            run.stop_if_asked("before its result was published")
+            with run.undisturbed():
+                work.publish(stage.out)
+        except Stopped as stop:
             run.say(str(stop))
             return Exit(128 + run.stopped_by)
-        work.publish(stage.out)
     return Exit.OK

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from metadiff.artifact import MANIFEST, seal, sync, verify
+from metadiff.artifact import MANIFEST, listed, seal, sync, verify
 from metadiff.errors import CorruptArtifactError, DataError
 
 
@@ -46,7 +46,7 @@ def _holder(folder: Path) -> str:
     try:
         who = json.loads((folder / "lock").read_text(encoding="utf-8"))
     except ValueError:
-        who = {"pid": "unknown", "host": "unknown", "since": "just now", "command": "starting"}
+        return "busy: another process has just begun to work on it. Wait until it ends and run again"
     return (
         f"busy: process {who['pid']} on {who['host']} works on it since {who['since']} ({who['command']}). "
         f"Wait until it ends and run again (what it finishes is kept), or end it first: kill {who['pid']}"
@@ -99,6 +99,15 @@ class Work:
     def drop_unit(self, name: str) -> None:
         shutil.rmtree(self.units / name, ignore_errors=True)
 
+    def begin(self) -> None:
+        """Start to build from the units that are there."""
+        _empty(self.building)
+
+    def discard(self) -> None:
+        """Forget this run: it saw inputs of two states."""
+        shutil.rmtree(self.run)
+        self.log("discarded")
+
     def finish(self, made_with: dict[str, object]) -> None:
         """Seal what was built; the units are no longer needed."""
         seal(self.building, made_with=made_with)
@@ -116,6 +125,7 @@ class Work:
             print(f"resume: {error.args[0].split(';')[0]}: all of it will be made again", file=sys.stderr)
             shutil.rmtree(self.finished)
             return False
+        shutil.rmtree(self.units, ignore_errors=True)  # where a kill came right after the result
         return True
 
     def publish(self, out: Path) -> None:
@@ -123,7 +133,7 @@ class Work:
         staged, retired = self.folder / "new", self.folder / "old"
         shutil.rmtree(staged, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
-        shutil.copytree(self.finished, staged, copy_function=os.link)
+        _link_tree(self.finished, staged)
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.exists():
             _refuse_strangers(out, staged)
@@ -139,11 +149,24 @@ class Work:
 
 def _refuse_strangers(out: Path, staged: Path) -> None:
     ours = {path.relative_to(staged) for path in staged.rglob("*")} | {Path(".gitignore"), Path(MANIFEST)}
+    if (out / MANIFEST).is_file():
+        ours |= {Path(name) for name in listed(out)}
     strangers = sorted(str(path) for path in out.rglob("*") if path.relative_to(out) not in ours)
     if strangers:
         raise DataError(
             f"{', '.join(strangers[:5])}: not made by this stage, and the folder is about to be replaced; move it elsewhere"
         )
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Hard links of all files; an error keeps its number, which says whether the disk is full."""
+    target.mkdir()
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir()
+        else:
+            os.link(path, place)
 
 
 def _empty(folder: Path) -> Path:

@@ -60,7 +60,7 @@ def _pixels(stream: BinaryIO, mode: str) -> Image.Image:
                 _refuse_tiny(image)
                 image.load()
                 return _in_mode(ImageOps.exif_transpose(image), mode)
-        except BadImageError:
+        except (BadImageError, MemoryError):
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise BadImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None

@@ -20,7 +20,9 @@ OFFLINE = str(Path(__file__).parent / "offline")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """A finished and committed run, made without a network and without Prefect."""
     repository = make_tiny(tmp_path_factory.mktemp("finished") / "checkout")
-    repository.run("dvc", "repro", env={"PYTHONPATH": OFFLINE})
+    tried = repository.root.parent / "connections"
+    repository.run("dvc", "repro", env={"PYTHONPATH": OFFLINE, "METADIFF_TEST_CONNECTIONS": str(tried)})
+    assert not tried.exists(), tried.read_text()
     repository.run("git", "add", "-A")
     repository.run("git", "commit", "-qm", "run")
     return repository
@@ -134,6 +136,16 @@ def test_the_same_image_in_two_splits_is_refused_with_its_rows(tiny: Repository)
     assert "exited with 65" in said
     assert "twin.png" in said
     assert not (tiny.root / "data/prepared").exists()
+
+
+def test_a_full_disk_ends_with_74_and_after_freeing_space_the_run_goes_on(tiny: Repository) -> None:
+    """A limit on the size of files stands in for the disk: a block of pixels does not fit any more."""
+    done = tiny.run("bash", "-c", f"ulimit -f 20; exec {sys.executable} -m stages.prepare", ok=False)
+    assert done.returncode == 74, done.stderr
+    assert "nothing was published. Free some space and run again" in done.stderr
+    assert not (tiny.root / "data/prepared").exists()
+    tiny.run(sys.executable, "-m", "stages.prepare")
+    verify(tiny.root / "data/prepared")
 
 
 def test_a_changed_artifact_is_found_by_the_next_stage(copy: Repository) -> None:

@@ -1,5 +1,9 @@
 """HDF5 files: exact round trips, equal bytes for equal content, and no flipped byte unseen."""
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -20,6 +24,8 @@ from metadiff.store import (
     write_features,
     write_images,
 )
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def content(count: int = 50) -> tuple[np.ndarray, Rows]:
@@ -121,3 +127,26 @@ def test_what_is_no_file_of_ours_is_refused(tmp_path: Path) -> None:
         read_rows(path)
     with pytest.raises(FileNotFoundError):
         read_rows(tmp_path / "absent.h5")
+
+
+def test_a_full_disk_is_an_error_with_its_number_and_the_path(tmp_path: Path) -> None:
+    """HDF5 wraps the system's error in one of its own; the stage tells a full disk from a bug by the number."""
+    code = """
+import os, resource, sys
+from pathlib import Path
+import numpy as np
+from metadiff.artifact import write_array
+from metadiff.store import write_arrays
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+noise = np.random.default_rng(0).integers(0, 2**31 - 1, 90_000, dtype=np.int32)
+for write in (lambda: write_array(Path("a.npy"), noise), lambda: write_arrays(Path("a.h5"), {"noise": noise})):
+    try:
+        write()
+    except OSError as error:
+        print(error.errno, error.filename, flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=ENVIRONMENT)
+    numbers = [line.split()[0] for line in done.stdout.splitlines()]
+    assert numbers == [str(errno.EFBIG)] * 2, done.stdout + done.stderr
+    assert "a.h5" in done.stdout

@@ -14,6 +14,7 @@ import pytest
 
 from metadiff.artifact import verify
 from metadiff.errors import CorruptArtifactError, DataError, NumericError
+from stages import PINNED
 from stages.imports import ROOT
 from stages.runner import Exit, Run, Stage, _guarded, log_row
 
@@ -231,6 +232,58 @@ def test_a_second_signal_ends_at_once(checkout: Path) -> None:
     assert "stopped at once" in printed
 
 
+def test_a_signal_where_there_is_no_unit_publishes_nothing_and_loses_nothing(checkout: Path) -> None:
+    def build(run: Run) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        writes_one_file(run)
+
+    assert run(build) is Exit.TERMINATED
+    assert not (checkout / "data/results").exists()
+
+    def never(_: Run) -> None:
+        raise AssertionError("built again")
+
+    assert run(never) is Exit.OK
+    verify(checkout / "data/results")
+
+
+def test_a_second_signal_is_no_reason_to_call_an_image_bad(checkout: Path) -> None:
+    """Whatever a decoder catches, it is not the wish of the user to stop."""
+    from PIL import Image
+
+    from metadiff.images.decode import decode_file
+
+    Image.new("L", (20, 20), 7).save(checkout / "a.png")
+
+    def interrupted_twice(_: Image.Image) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def decode(run: Run) -> None:
+        with pytest.MonkeyPatch.context() as patch, run.unit("block") as folder:
+            patch.setattr("metadiff.images.decode._refuse_tiny", interrupted_twice)
+            decode_file(checkout / "a.png", root=checkout, image_size=8, color="gray")
+            (folder / "x").write_text("never")
+
+    assert run(decode) is Exit.INTERRUPTED
+    assert not list((checkout / "data/.work").glob("evaluate/run-*/units/block"))
+
+
+def test_inputs_that_change_under_a_run_give_no_result(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkout / "raw").mkdir()
+    (checkout / "raw" / "a.png").write_text("a")
+
+    def build(run: Run) -> None:
+        with run.unit("block"):
+            (checkout / "raw" / "a.png").write_text("b")
+        writes_one_file(run)
+
+    assert run(build, raw=lambda _: Path("raw")) is Exit.DATA
+    assert "changed while it ran" in capsys.readouterr().err
+    assert not (checkout / "data/results").exists()
+    assert not list((checkout / "data/.work").glob("evaluate/run-*"))
+
+
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     process = start(checkout, 0.2)
     wait_for_units(checkout, 3)
@@ -286,7 +339,7 @@ def test_live_curves_are_those_of_an_undisturbed_run_and_touch_nothing_else(chec
 def test_made_with_names_what_the_promise_of_equal_bytes_holds_for(checkout: Path) -> None:
     assert run(writes_one_file, versions=("numpy",), shared=("threads", "device", "deterministic")) is Exit.OK
     made = json.loads((checkout / "data/results/manifest.json").read_text())["made_with"]
-    assert made.keys() == {"numpy", "torch", "machine", "instructions", "threads", "device"}
+    assert made.keys() == {"numpy", "torch", "machine", "instructions", "threads", "device", *PINNED}
 
 
 def test_the_instruction_set_is_pinned_before_torch_starts() -> None:

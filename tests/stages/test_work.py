@@ -94,7 +94,7 @@ def test_a_finished_result_that_was_changed_is_made_again(tmp_path: Path, capsys
     assert not work.finished.exists()
 
 
-@pytest.mark.parametrize("step", range(1, 12))
+@pytest.mark.parametrize("step", range(1, 14))
 def test_a_stop_at_any_rename_link_or_sync_leaves_old_or_new_never_a_mixture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -122,7 +122,7 @@ def test_a_stop_at_any_rename_link_or_sync_leaves_old_or_new_never_a_mixture(
 
     for name in ("rename", "replace", "link", "fsync"):
         failing(name)
-    with pytest.raises((OSError, shutil.Error), match="No space"):
+    with pytest.raises(OSError, match="No space"):
         work.finish({"numpy": "1"})
         work.publish(out)
     monkeypatch.undo()

@@ -1,12 +1,16 @@
 """Loaded by every Python that has this folder on its PYTHONPATH: no network, and no orchestrator either."""
 
+import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 
 def refuse(self: socket.socket, address: Any) -> NoReturn:  # noqa: ANN401
-    raise AssertionError(f"a connection to {address} was tried")
+    with Path(os.environ["METADIFF_TEST_CONNECTIONS"]).open("a") as file:  # who tries may swallow the error
+        file.write(f"{sys.orig_argv}: {address}\n")
+    raise OSError(f"a connection to {address} was tried")
 
 
 socket.socket.connect = refuse  # type: ignore[method-assign]
