@@ -72,6 +72,7 @@ format: $(BIN)/.dev ## format the code
 
 bench: $(BIN)/.runtime ## measurements, each a table and a JSON file in bench/results
 	python -m bench.pinning
+	python -m bench.splits
 
 docs-data: $(BIN)/.runtime ## pages that show every data contract and what it found, in data/.work/docs
 	@python -m stages.docs
