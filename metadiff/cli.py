@@ -39,17 +39,18 @@ def show_results(console: Console, *, with_next: bool) -> None:
     if not METRICS.is_file():
         raise DataError(f"{METRICS}: there is no result yet; make one with: make repro")
     metrics = json.loads(METRICS.read_text(encoding="utf-8"))
+    about = f"{metrics['dataset']}: {metrics['way']}-way, {metrics['query']} queries a class, {metrics['episodes']} episodes"
+    lines = [about, "accuracy in per cent ± half of the 95 % interval"]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
     console.print(results_table(metrics))
     if with_next:
-        plot = draw_curves() if CURVES.is_dir() else None
-        console.print(f"Numbers: {METRICS}; one row an episode: {METRICS.with_name('episodes.csv')}", highlight=False)
-        console.print(f"Plots:   {plot}" if plot else f"Plots:   none here ({CURVES} is not pulled)", highlight=False)
-        console.print(NEXT, highlight=False)
+        plot = draw_curves() if CURVES.is_dir() else f"none here ({CURVES} is not pulled)"
+        lines = [f"Numbers: {METRICS}; one row an episode: {METRICS.with_name('episodes.csv')}", f"Plots:   {plot}", NEXT]
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def results_table(metrics: dict[str, object]) -> Table:
-    about = f"{metrics['dataset']}: {metrics['way']}-way, {metrics['query']} queries a class, {metrics['episodes']} episodes"
-    table = Table(title=f"{about}\naccuracy in per cent ± half of the 95 % interval", title_justify="left", title_style="")
+    table = Table()
     for column, side in (("split", "left"), ("shots", "right"), ("classifier", "left"), ("accuracy", "right")):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     for row in result_rows(metrics):
