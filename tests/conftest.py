@@ -11,7 +11,7 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 
 
 @pytest.fixture(autouse=True)
-def no_global_torch_threads() -> None:
+def one_torch_thread() -> None:
     """Tests run beside each other on two cores: one thread each, unless a test asks for more."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

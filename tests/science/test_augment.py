@@ -1,6 +1,5 @@
 """Augmentation against torchvision, image by image; its draws depend on nothing but the generator handed in."""
 
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -17,14 +16,6 @@ from metadiff.augment import Draw, augment, draw, inverse_matrix, jitter, mirror
 
 OFF = {"degrees": 0.0, "translate": 0.0, "scale": 0.0, "shear": 0.0, "flip": False, "jitter": 0.0}
 ALL = {"degrees": 15.0, "translate": 0.1, "scale": 0.2, "shear": 10.0, "flip": True, "jitter": 0.4}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def settings(**changed: float) -> SimpleNamespace:

@@ -1,7 +1,5 @@
 """Backbones: sizes counted by hand, input standardisation, initialisation that leaves global generators alone."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -9,14 +7,6 @@ from torch import nn
 
 from metadiff.backbone import Backbone, build, build_heads, channel_statistics, dump, to_unit, undump
 from metadiff.errors import CorruptArtifactError
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def images(count: int = 3, *, side: int = 32, channels: int = 1, seed: int = 0) -> torch.Tensor:

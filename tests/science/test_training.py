@@ -36,14 +36,6 @@ PLAIN = {
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="checks of training on a GPU skipped: no CUDA device")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def exact_cuda() -> Iterator[None]:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.deterministic
