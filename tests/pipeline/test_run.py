@@ -79,6 +79,7 @@ def test_a_parameter_reruns_only_what_it_touches(copy: Repository) -> None:
     assert copy.run("git", "diff", "HEAD", "--stat", "--", "dvc.lock", "data").stdout == ""
 
 
+@pytest.mark.slow
 def test_a_clone_without_the_cache_ends_in_the_committed_lock(finished: Repository, tmp_path: Path) -> None:
     finished.run("git", "clone", "-q", str(finished.root), str(tmp_path / "clone"))
     clone = Repository(tmp_path / "clone")
@@ -86,6 +87,7 @@ def test_a_clone_without_the_cache_ends_in_the_committed_lock(finished: Reposito
     assert clone.run("git", "status", "--porcelain").stdout == ""
 
 
+@pytest.mark.slow
 def test_stages_run_by_hand_give_the_bytes_that_dvc_gives(finished: Repository, tiny: Repository) -> None:
     for stage in ("prepare", "pretrain", "evaluate"):
         tiny.run(sys.executable, "-m", f"stages.{stage}")
