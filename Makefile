@@ -46,7 +46,7 @@ fresh: $(BIN)/.runtime ## recompute everything: no work folder, no run-cache
 	@metadiff results
 
 test: $(BIN)/.dev ## the default tests: under four minutes on two cores
-	pytest -n 2 -m "not slow and not crash and not gpu"
+	pytest -n 2 --dist loadfile -m "not slow and not crash and not gpu"
 
 test-slow: $(BIN)/.dev ## tests that take longer
 	pytest -m "slow and not crash"
@@ -73,6 +73,9 @@ format: $(BIN)/.dev ## format the code
 bench: $(BIN)/.runtime ## measurements, each a table and a JSON file in bench/results
 	python -m bench.pinning
 	python -m bench.splits
+	python -m bench.collect
+	python -m bench.store
+	python -m bench.sampling
 
 docs-data: $(BIN)/.runtime ## pages that show every data contract and what it found, in data/.work/docs
 	@python -m stages.docs

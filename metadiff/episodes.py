@@ -25,8 +25,10 @@ class Episodes:
     query_EWQ: Ints
 
 
-def draw_episodes(data: Rows, split: str, *, way: int, shot: int, query: int, episodes: int, seed: int) -> Episodes:
-    """Episodes over all classes of a split; support and query of a class never share a group."""
+def draw_episodes(
+    data: Rows, split: str, *, way: int, shot: int, query: int, episodes: int, seed: int, first: int = 0
+) -> Episodes:
+    """Episodes over all classes of a split, from number ``first`` on; support and query of a class never share a group."""
     rows = data.of(split)
     rows_of = {int(label): rows[data.label[rows] == label] for label in np.unique(data.label[rows])}
     if len(rows_of) < way:
@@ -39,7 +41,8 @@ def draw_episodes(data: Rows, split: str, *, way: int, shot: int, query: int, ep
                 f"{query} are needed: lower the shots or queries, or raise prepare.min_images"
             )
     sizes = {"way": way, "shot": shot, "query": query}
-    drawn = [_draw(rows_of, data.group, numpy_stream(seed, split, "episode", index), **sizes) for index in range(episodes)]
+    streams = (numpy_stream(seed, split, "episode", index) for index in range(first, first + episodes))
+    drawn = [_draw(rows_of, data.group, stream, **sizes) for stream in streams]
     classes, support, queries = (np.asarray(part, dtype=np.int32) for part in zip(*drawn, strict=True))
     return Episodes(classes, support, queries)
 

@@ -1,30 +1,113 @@
-"""Accuracy on fixed episodes, with its interval."""
+"""Classifiers on fixed episodes: accuracy, likelihood and calibration, each with what was chosen on validation.
 
+Shapes: G draws, E episodes, W ways, S shots, Q queries of an episode, D features.
+"""
+
+from __future__ import annotations
+
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from metadiff.episodes import Episodes
+from metadiff.errors import NumericError
 
-Classifier = Callable[[Tensor, Tensor], Tensor]  # support (E, W, S, D), query (E, Q, D) -> scores (E, Q, W)
 BATCH = 250  # episodes at a time
+BINS = 15  # of the calibration error
+TEMPERATURES: tuple[float, ...] = tuple(2.0 ** (step / 4) for step in range(37))  # 1 to 512
+
+RowsOf = Callable[[Tensor, int], Tensor]  # support (E, W, S, D) and the number of the batch -> class rows (G, E, W, D)
 
 
 @torch.no_grad()
-def correct_counts(classifier: Classifier, features_ND: Tensor, episodes: Episodes) -> NDArray[np.int64]:
-    """For each episode the number of query images whose class gets the highest score."""
-    way, query = episodes.query_EWQ.shape[1:]
-    target_Q = torch.arange(way, device=features_ND.device).repeat_interleave(query)
-    counts = []
+def class_rows(rows_of: RowsOf, features_ND: Tensor, episodes: Episodes) -> Tensor:
+    """(G, E, W, D): the rows of each episode's classifier, from its support alone."""
+    parts = []
+    for batch, start in enumerate(range(0, len(episodes.support_EWS), BATCH)):
+        support_EWS = torch.from_numpy(episodes.support_EWS[start : start + BATCH]).long().to(features_ND.device)
+        parts.append(rows_of(features_ND[support_EWS], batch))
+    rows_GEWD = torch.cat(parts, dim=1)
+    if not bool(rows_GEWD.norm(dim=-1).isfinite().all()):
+        raise NumericError("generated rows are not finite: the sampler diverged; take more sampling steps or lower metatrain.lr")
+    return rows_GEWD
+
+
+@torch.no_grad()
+def cosines(rows_GEWD: Tensor, features_ND: Tensor, episodes: Episodes, *, centre_D: Tensor | None = None) -> Tensor:
+    """(G, E, Q, W) on the CPU: the cosine between each query and each class row, seen from the origin or from a centre."""
+    if centre_D is not None:
+        rows_GEWD, features_ND = rows_GEWD - centre_D, features_ND - centre_D
+    rows_GEWD, features_ND = normalize(rows_GEWD, dim=-1), normalize(features_ND, dim=-1)
+    parts = []
     for start in range(0, len(episodes.query_EWQ), BATCH):
-        support = torch.from_numpy(episodes.support_EWS[start : start + BATCH]).long().to(features_ND.device)
         queries = torch.from_numpy(episodes.query_EWQ[start : start + BATCH]).long().to(features_ND.device)
-        scores_EQW = classifier(features_ND[support], features_ND[queries.flatten(1)])
-        counts.append((scores_EQW.argmax(-1) == target_Q).sum(1).cpu())
-    return torch.cat(counts).numpy()
+        parts.append((features_ND[queries.flatten(1)] @ rows_GEWD[:, start : start + BATCH].transpose(-1, -2)).cpu())
+    return torch.cat(parts, dim=1)
+
+
+def accuracy(rows_of: RowsOf, features_ND: Tensor, episodes: Episodes) -> float:
+    """Per cent of all queries that a classifier with one draw gets right."""
+    cosines_EQW = cosines(class_rows(rows_of, features_ND, episodes), features_ND, episodes)[0]
+    right = int(correct_counts(cosines_EQW, targets(episodes)).sum())
+    return 100 * right / (len(cosines_EQW) * len(targets(episodes)))
+
+
+def log_probabilities(cosines_GEQW: Tensor, temperature: float) -> Tensor:
+    """(E, Q, W): the logarithm of the class probabilities averaged over draws."""
+    log_GEQW = (temperature * cosines_GEQW.double()).log_softmax(-1)
+    return log_GEQW.logsumexp(0) - math.log(len(log_GEQW))
+
+
+def targets(episodes: Episodes) -> Tensor:
+    """(Q,): which way each query of an episode belongs to; the same for all."""
+    way, query = episodes.query_EWQ.shape[1:]
+    return torch.arange(way).repeat_interleave(query)
+
+
+def correct_counts(log_EQW: Tensor, target_Q: Tensor) -> NDArray[np.int64]:
+    """For each episode the number of query images whose class gets the highest score."""
+    return np.asarray((log_EQW.argmax(-1) == target_Q).sum(1))
+
+
+def negative_log_likelihood(log_EQW: Tensor, target_Q: Tensor) -> NDArray[np.float64]:
+    """For each episode the mean over its queries, in nats."""
+    return np.asarray(-log_EQW[:, torch.arange(len(target_Q)), target_Q].mean(1))
+
+
+def best_temperature(cosines_GEQW: Tensor, target_Q: Tensor) -> float:
+    """The factor on the cosines with the best likelihood; to be chosen on validation episodes."""
+    losses = [negative_log_likelihood(log_probabilities(cosines_GEQW, t), target_Q).mean() for t in TEMPERATURES]
+    return TEMPERATURES[int(np.argmin(losses))]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How often the predictions of each bin of confidence are right: bins of equal width over (0, 1]."""
+
+    count_B: NDArray[np.int64]
+    confidence_B: NDArray[np.float64]  # sums
+    correct_B: NDArray[np.int64]
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: the mean over predictions of |confidence - accuracy| of their bin."""
+        return float(np.abs(self.confidence_B - self.correct_B).sum()) / float(self.count_B.sum())
+
+
+def calibration(log_EQW: Tensor, target_Q: Tensor) -> Calibration:
+    confidence, predicted = log_EQW.exp().max(-1)
+    right = (predicted == target_Q).numpy().ravel()
+    confidences: NDArray[np.float64] = confidence.numpy().ravel()
+    bins = np.clip(np.ceil(confidences * BINS).astype(int) - 1, 0, BINS - 1)
+    count_B, correct_B = np.bincount(bins, minlength=BINS), np.bincount(bins[right], minlength=BINS)
+    confidence_B = np.bincount(bins, weights=confidences, minlength=BINS).astype(np.float64)
+    return Calibration(count_B, confidence_B, correct_B)
 
 
 def mean_and_ci95(values: NDArray[np.float64]) -> tuple[float, float]:

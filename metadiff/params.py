@@ -9,18 +9,18 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from metadiff import yamlfile
+from metadiff.conflicts import conflicts
 from metadiff.errors import ParamsError
 from metadiff.problems import problems
 
-SMALLEST_IMAGE = {"conv4": 16, "resnet12": 16}  # each halves the side four times
+Number = TypeVar("Number", int, float)
 
 
 def _sum_to_one(shares: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -29,15 +29,27 @@ def _sum_to_one(shares: tuple[float, float, float]) -> tuple[float, float, float
     return shares
 
 
-def _increasing(shots: tuple[int, ...]) -> tuple[int, ...]:
-    if any(first >= second for first, second in pairwise(shots)):
+def _increasing(values: tuple[Number, ...]) -> tuple[Number, ...]:
+    if any(first >= second for first, second in pairwise(values)):
         raise ValueError("in increasing order")
-    return shots
+    return values
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("all different")
+    return names
 
 
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Shot = Annotated[int, Field(ge=1, le=100)]
+Shots = Annotated[tuple[Shot, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
+Model = Literal["task", "gradient", "regression"]
+Sampler = Literal["ddim", "dpm-solver", "ancestral", "mean-step"]
+SamplingSteps = Annotated[int, Field(ge=1, le=100_000)]
+Ridge = Annotated[float, Field(gt=0, le=1e6)]
+Guidance = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class Section(BaseModel):
@@ -83,22 +95,72 @@ class Pretrain(Section):
     val_episodes: Annotated[int, Field(ge=2, le=1_000_000)]
 
 
+class Collect(Section):
+    learner: Literal["cosine", "linear"]
+    scale: Annotated[float, Field(gt=0, le=1000)]
+    tasks: Annotated[int, Field(ge=1, le=10_000_000)]
+    block: Annotated[int, Field(ge=1, le=65_536)]
+    way: Annotated[int, Field(ge=2, le=100)]
+    shot: Shot
+    sees: Literal["support", "classes"]
+    optimizer: Literal["sgd", "adam"]
+    lr: Annotated[float, Field(gt=0, le=1000)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    sam: Annotated[float, Field(ge=0, le=100)]
+    steps: Annotated[int, Field(ge=1, le=1_000_000)]
+    keep: Annotated[int, Field(ge=2, le=10_000)]
+    init_std: Annotated[float, Field(gt=0, le=100)]
+
+
+class Metatrain(Section):
+    models: Annotated[tuple[Model, ...], Field(min_length=1, max_length=3), AfterValidator(_distinct)]
+    target: Literal["class-means", "trajectory-ends"]
+    way: Annotated[int, Field(ge=2, le=100)]
+    shots: Shots
+    batch: Annotated[int, Field(ge=1, le=65_536)]
+    steps: Annotated[int, Field(ge=1, le=10_000_000)]
+    lr: Annotated[float, Field(gt=0, le=10)]
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    hidden: Annotated[int, Field(ge=1, le=65_536)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    joint: bool
+    sum_over_shots: bool
+    schedule: Literal["linear", "cosine"]
+    times: Annotated[int, Field(ge=2, le=100_000)]
+    bf16: bool
+    compile: bool
+    sampler: Sampler
+    sampling_steps: SamplingSteps
+    gradient_steps: SamplingSteps
+    val_every: Annotated[int, Field(ge=1, le=10_000_000)]
+    val_query: Annotated[int, Field(ge=1, le=1000)]
+    val_episodes: Annotated[int, Field(ge=2, le=1_000_000)]
+
+
 class Evaluate(Section):
     way: Annotated[int, Field(ge=2, le=100)]
-    shots: Annotated[tuple[Shot, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
+    shots: Shots
     query: Annotated[int, Field(ge=1, le=1000)]
     episodes: Annotated[int, Field(ge=2, le=1_000_000)]  # an interval needs two
     seed: Seed
+    ridges: Annotated[tuple[Ridge, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
+    sampler: Sampler
+    sampling_steps: SamplingSteps
+    gradient_steps: SamplingSteps
+    draws: Annotated[int, Field(ge=1, le=1000)]
+    guidance: Annotated[tuple[Guidance, ...], Field(min_length=0, max_length=50), AfterValidator(_increasing)]
+    curve: Annotated[tuple[SamplingSteps, ...], Field(min_length=0, max_length=50), AfterValidator(_increasing)]
+    curve_episodes: Annotated[int, Field(ge=2, le=1_000_000)]
 
 
 class Params(Section):
     shared: Shared
     prepare: Prepare
     pretrain: Pretrain
+    collect: Collect
+    metatrain: Metatrain
     evaluate: Evaluate
-
-
-AnySection = TypeVar("AnySection", bound=Section)
 
 
 def load(path: Path | str = "params.yaml") -> Params:
@@ -106,10 +168,8 @@ def load(path: Path | str = "params.yaml") -> Params:
     path = Path(path)
     document = yamlfile.read(path)
     found = problems(document, Params)
-    sections = document.data.get
-    clashes = conflicts(
-        _valid(Prepare, sections("prepare")), _valid(Pretrain, sections("pretrain")), _valid(Evaluate, sections("evaluate"))
-    )
+    valid = {name: _valid(field.annotation, document.data.get(name)) for name, field in Params.model_fields.items()}
+    clashes = conflicts(**{name: section for name, section in valid.items() if name != "shared"})
     found += [(document.line(tuple(key.split("."))), f"{key}: {text}") for key, text in clashes]
     if found:
         raise ParamsError(yamlfile.report(path, found))
@@ -121,38 +181,7 @@ def leaves(params: Params) -> dict[str, object]:
     return {f"{name}.{key}": value for name, section in params for key, value in section}
 
 
-def conflicts(prepare: Prepare | None, pretrain: Pretrain | None, evaluate: Evaluate | None) -> Iterator[tuple[str, str]]:
-    """What is right by itself and wrong together, as (first key, text); a section that is None is not looked at."""
-    if prepare:
-        yield from _source_conflicts(prepare)
-    if prepare and pretrain and prepare.image_size < SMALLEST_IMAGE[pretrain.backbone]:
-        smallest = SMALLEST_IMAGE[pretrain.backbone]
-        yield (
-            "prepare.image_size",
-            f"must be at least {smallest} for pretrain.backbone {pretrain.backbone}, got {prepare.image_size}",
-        )
-    needed = [("evaluate.shots", max(evaluate.shots), "evaluate.query", evaluate.query)] if evaluate else []
-    needed += [("pretrain.val_shot", pretrain.val_shot, "pretrain.val_query", pretrain.val_query)] if pretrain else []
-    for key, shot, other, query in needed:
-        if prepare and shot + query > prepare.min_images:
-            sums = f"{shot} + {other} {query} = {shot + query}"
-            yield (
-                key,
-                f"{sums} images a class, but prepare.min_images promises only {prepare.min_images}; lower one or raise that",
-            )
-
-
-def _source_conflicts(prepare: Prepare) -> Iterator[tuple[str, str]]:
-    is_folder = prepare.source == "folder"
-    if is_folder and prepare.path.endswith(".json"):
-        yield "prepare.path", f"must be a folder of images for prepare.source folder, got {yamlfile.short(prepare.path)}"
-    if not is_folder and not prepare.path.endswith(".json"):
-        yield "prepare.path", f"must end in .json for prepare.source {prepare.source}, got {yamlfile.short(prepare.path)}"
-    if not is_folder and prepare.split == "given":
-        yield "prepare.split", f"given needs prepare.source folder, got {prepare.source}; write three shares"
-
-
-def _valid(model: type[AnySection], data: object) -> AnySection | None:
+def _valid(model: Any, data: object) -> Any:  # noqa: ANN401 - a section's class, and the section or None
     try:
         return model.model_validate(data)
     except ValidationError:

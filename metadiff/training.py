@@ -20,6 +20,7 @@ from torch.nn import functional
 from metadiff.augment import augment
 from metadiff.backbone import Backbone, build_heads, to_unit
 from metadiff.errors import CorruptArtifactError, NumericError
+from metadiff.numeric import refuse_non_finite
 from metadiff.rng import torch_stream
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Pretraining:
             loss, right = self._loss(x_BCHW, self.labels_N[rows_B])
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        refuse_non_finite(loss, self.model, where=f"epoch {epoch}, step {step}, lr {lr:.6g}")
+        refuse_non_finite(loss, self.model, where=f"epoch {epoch}, step {step}, lr {lr:.6g}", lower="pretrain.lr")
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -185,20 +186,6 @@ def batch_rows(count: int, *, batch: int, generator: torch.Generator) -> list[Te
     rows_N = torch.randperm(count, generator=generator)
     batches = [rows_N[start : start + batch] for start in range(0, count, batch)]
     return [rows_B for rows_B in batches if len(rows_B) > 1]
-
-
-def refuse_non_finite(loss: Tensor, model: nn.Module, *, where: str) -> None:
-    """Raise if the loss or a gradient is not finite; to be called between the backward pass and the optimiser's step."""
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    norm = torch.nn.utils.get_total_norm(gradients.values())
-    if bool(torch.isfinite(loss) & torch.isfinite(norm)):
-        return
-    named = [*model.named_parameters(), *((f"gradient of {name}", g) for name, g in gradients.items())]
-    bad = next((name for name, value in named if not value.isfinite().all()), "none but the loss or the norm itself")
-    raise NumericError(
-        f"{where}: loss {loss.item():.6g}, gradient norm {norm.item():.6g}; first tensor that is not finite: {bad}; "
-        "nothing was changed by this step; lower pretrain.lr"
-    )
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Data contracts, checked by Great Expectations before a stage publishes.
 
-A stage calls `manifest_contract`, `features_contract` or `results_contract` and writes what comes back as checks.json: plain
-values in a fixed order, so equal data is equal bytes. Of a broken contract DataError names each expectation and the first rows.
+A stage calls its contract, say `features_contract`, and writes what comes back as checks.json: plain values in a fixed order, so
+equal data is equal bytes. Of a broken contract DataError names each expectation and the first rows.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from metadiff.errors import DataError
-from stages.contracts import EPISODE, Rule, Table, features_tables, manifest_tables, results_tables
+from stages.contracts import EPISODE, Rule, Table, features_tables, manifest_tables, results_tables, trajectories_tables
 
 if TYPE_CHECKING:
     from great_expectations.data_context.data_context.ephemeral_data_context import EphemeralDataContext
 
-SHOWN = ("source", "label", *EPISODE)  # columns by which a person finds a row again, where a table has them
+SHOWN = ("source", "label", "task", *EPISODE)  # columns by which a person finds a row again, where a table has them
 SHOWN_ROWS = 10
 
 Row = dict[str, str | bool]
@@ -69,6 +69,7 @@ def _contract(tables: Callable[P, tuple[Table, ...]]) -> Callable[P, list[Row]]:
 
 manifest_contract = _contract(manifest_tables)
 features_contract = _contract(features_tables)
+trajectories_contract = _contract(trajectories_tables)
 results_contract = _contract(results_tables)
 
 

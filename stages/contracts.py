@@ -3,18 +3,28 @@
 A fact such as "in one split only" is a column computed here, beside the stage's own.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from metadiff.rows import SPLITS
+from metadiff.rows import SPLITS, Rows
+
+if TYPE_CHECKING:
+    from metadiff.trajectory import Trajectories
 
 IMAGE_FACTS = ("source", "label", "split", "group", "sha256", "height", "width", "channels", "spread")
 CLASS_FACTS = ("label", "split", "count", "usable")
-RESULT_FACTS = ("split", "shot", "episode", "classifier", "correct", "queries", "overlap")
+RESULT_FACTS = ("split", "shot", "episode", "classifier", "correct", "queries", "nll", "overlap")
+TRAJECTORY_FACTS = (
+    *("task", "largest", "first_loss", "last_loss"),
+    *("first_accuracy", "last_accuracy", "base_classes", "support"),
+)
 EPISODE = ("split", "shot", "episode", "classifier")
 
 
@@ -88,6 +98,37 @@ def features_tables(features_ND: NDArray[np.float32], *, rows: int) -> tuple[Tab
     return Table("features", features, of_images), Table("dimensions", pd.DataFrame({"range": range_D}), (varies,))
 
 
+def trajectory_facts(found: Trajectories, data: Rows) -> pd.DataFrame:
+    """One row a task; `base_classes` and `support` count the different ones that are what they should be."""
+    base_TW = np.isin(found.classes_TW, data.label[data.of("train")])
+    own_TN = (data.label[found.support_TWS] == found.classes_TW[:, :, None]).reshape(len(base_TW), -1)
+    support_TN = found.support_TWS.reshape(own_TN.shape)
+    facts: dict[str, object] = {"task": found.task_T, "largest": np.abs(found.weights_TKP).max((1, 2))}
+    for name, values_TK in (("loss", found.loss_TK), ("accuracy", found.accuracy_TK)):
+        facts |= {f"first_{name}": values_TK[:, 0], f"last_{name}": values_TK[:, -1]}
+    facts["base_classes"] = [len(set(ids[good])) for ids, good in zip(found.classes_TW, base_TW, strict=True)]
+    facts["support"] = [len(set(ids[good])) for ids, good in zip(support_TN, own_TN, strict=True)]
+    return pd.DataFrame(facts)
+
+
+def trajectories_tables(facts: pd.DataFrame, *, accepted: int, drawn: int, way: int, shot: int) -> tuple[Table]:
+    """What collect promises: one row an accepted task, finite weights that became better, its own base classes and support."""
+    lower = {"column_A": "first_loss", "column_B": "last_loss", "or_equal": False, "ignore_row_if": "either_value_is_missing"}
+    facts = facts[list(TRAJECTORY_FACTS)]
+    finite = {name: _finite(facts[name]) for name in ("largest", "first_loss", "last_loss")}
+    rules = (
+        *_present(TRAJECTORY_FACTS),
+        Rule("", "ExpectTableRowCountToEqual", f"{accepted} rows, one an accepted task", {"value": accepted}),
+        _values("task", "ExpectColumnValuesToBeUnique", "the number of one task only"),
+        _between("task", f"0 to {drawn - 1}", min_value=0, max_value=drawn - 1),
+        Rule("last_loss", "ExpectColumnPairValuesAToBeGreaterThanB", "below first_loss", lower),
+        *(_between(name, "from 0 to 1", min_value=0, max_value=1) for name in ("first_accuracy", "last_accuracy")),
+        _one_of("base_classes", [way]),
+        _one_of("support", [way * shot]),
+    )
+    return (Table("trajectories", facts.assign(**finite), rules),)
+
+
 def results_tables(
     results: pd.DataFrame, *, splits: Sequence[str], shots: Sequence[int], episodes: int, classifiers: Sequence[str]
 ) -> tuple[Table]:
@@ -105,9 +146,10 @@ def results_tables(
         _between("correct", "at least 0", min_value=0),
         Rule("correct", "ExpectColumnPairValuesAToBeGreaterThanB", "at most queries", at_most),
         _between("queries", "at least 1", min_value=1),
+        _between("nll", "at least 0", min_value=0),
         _one_of("overlap", [0]),
     )
-    return (Table("results", results[list(RESULT_FACTS)], rules),)
+    return (Table("results", results[list(RESULT_FACTS)].assign(nll=_finite(results["nll"])), rules),)
 
 
 def _values(subject: str, kind: str, expected: str, **arguments: object) -> Rule:
@@ -115,7 +157,7 @@ def _values(subject: str, kind: str, expected: str, **arguments: object) -> Rule
 
 
 def _present(columns: Sequence[str]) -> tuple[Rule, ...]:
-    words = {"spread": "a finite number"}
+    words = dict.fromkeys(("spread", "largest", "first_loss", "last_loss", "nll"), "a finite number")
     return tuple(_values(name, "ExpectColumnValuesToNotBeNull", words.get(name, "given")) for name in columns)
 
 

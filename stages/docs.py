@@ -14,15 +14,17 @@ from metadiff.artifact import verify
 from metadiff.params import Params, load
 from metadiff.rows import SPLITS
 from metadiff.store import image_blocks, image_shape, read_features, read_rows
+from metadiff.trajectory_store import open_trajectories
 from stages.checks import build_docs
-from stages.contracts import Table, features_tables, manifest_tables, results_tables
+from stages.contracts import Table, features_tables, manifest_tables, results_tables, trajectories_tables, trajectory_facts
 
 DATA = Path("data")
+FOLDERS = ("prepared", "backbone", "trajectories", "results")
 FOLDER = DATA / ".work" / "docs"
 
 
 def tables(params: Params) -> Iterator[Table]:
-    """The facts of all three contracts, measured anew on the published files."""
+    """The facts of all contracts, measured anew on the published files."""
     images, classes = image_facts(DATA / "prepared" / "images.h5")
     size, _, channels = image_shape(DATA / "prepared" / "images.h5")
     alone = images["group"].is_unique
@@ -30,6 +32,10 @@ def tables(params: Params) -> Iterator[Table]:
         images, classes, size=size, channels=channels, need=params.prepare.min_images, group_is_one_image=alone
     )
     yield from features_tables(read_features(DATA / "backbone" / "features.h5"), rows=len(images))
+    store, data = open_trajectories(DATA / "trajectories" / "trajectories.zarr"), read_rows(DATA / "backbone" / "features.h5")
+    facts = pd.concat([trajectory_facts(store.block(block), data) for block in range(store.blocks)], ignore_index=True)
+    asked = params.collect
+    yield from trajectories_tables(facts, accepted=len(store), drawn=asked.tasks, way=asked.way, shot=asked.shot)
     results = pd.read_csv(DATA / "results" / "episodes.csv")
     section, names = params.evaluate, sorted(results["classifier"].unique())
     yield from results_tables(results, splits=SPLITS[1:], shots=section.shots, episodes=section.episodes, classifiers=names)
@@ -54,10 +60,10 @@ def image_facts(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def main() -> None:
-    missing = [name for name in ("prepared", "backbone", "results") if not (DATA / name / "manifest.json").is_file()]
+    missing = [name for name in FOLDERS if not (DATA / name / "manifest.json").is_file()]
     if missing:
         sys.exit(f"docs: {', '.join(f'data/{name}' for name in missing)} not there; run: make repro")
-    for name in ("prepared", "backbone", "results"):
+    for name in FOLDERS:
         verify(DATA / name)
     print(f"The pages are in {build_docs(FOLDER, tables(load('params.yaml')))}")
 

@@ -49,8 +49,11 @@ def identity(path: Path) -> str:
 def prepare_environment(stage: Stage[P], shared: Shared) -> dict[str, object]:
     """Prepare torch where the stage uses it, and say with what the result is made: the promise of equal bytes holds for this."""
     versions: dict[str, object] = {name: importlib.metadata.version(name) for name in stage.versions}
-    if "device" not in stage.shared:
-        return versions
+    return versions | prepare_torch(shared) if "device" in stage.shared else versions
+
+
+def prepare_torch(shared: Shared) -> dict[str, object]:
+    """Set what shapes torch's bits in this process, and say what holds; a worker elsewhere must say the same."""
     import torch  # here, since a stage without torch starts in a third of the time
 
     if shared.device == "cuda" and not torch.cuda.is_available():
@@ -63,4 +66,4 @@ def prepare_environment(stage: Stage[P], shared: Shared) -> dict[str, object]:
     name = torch.cuda.get_device_name() if shared.device == "cuda" else torch.backends.cpu.get_cpu_capability()
     pinned = {name: os.environ[name] for name in PINNED}
     machine = {"machine": platform.machine(), "instructions": name, "threads": shared.threads, "device": shared.device}
-    return versions | {"torch": torch.__version__} | machine | pinned
+    return {"torch": torch.__version__} | machine | pinned

@@ -16,10 +16,10 @@ import torch
 from metadiff.artifact import write_json
 from metadiff.backbone import build as build_backbone
 from metadiff.backbone import channel_statistics, dump
-from metadiff.baselines.ncm import cosine_ncm
+from metadiff.baselines.ncm import mean_rows
 from metadiff.checkpoint import load_checkpoint, save_checkpoint
 from metadiff.episodes import draw_episodes
-from metadiff.evaluation import correct_counts
+from metadiff.evaluation import accuracy
 from metadiff.rows import Rows
 from metadiff.store import image_blocks, image_shape, read_rows, write_features
 from metadiff.training import Pretraining, extract
@@ -78,7 +78,7 @@ def validation_score(section: Pretrain, data: Rows) -> Callable[[torch.Tensor], 
     episodes = draw_episodes(data, "val", seed=0, **sizes)
 
     def score(features_ND: torch.Tensor) -> float:
-        return float(100 * correct_counts(cosine_ncm, features_ND, episodes).mean() / episodes.query_EWQ[0].size)
+        return accuracy(mean_rows, features_ND, episodes)
 
     return score
 

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from metadiff.errors import DataError, NumericError, ParamsError
-from metadiff.params import Params, Section, load
+from metadiff.params import Params, Section, Shared, load
 from stages.fingerprint import fingerprint, prepare_environment
 from stages.progress import progress
 from stages.work import BusyError, Work, only_writer
@@ -91,6 +91,14 @@ class Run(Generic[P]):
         assert "device" in self.stage.shared, f"{self.stage.name} does not declare that it uses shared.device"
         return self._shared.device
 
+    @property
+    def machine(self) -> Shared:
+        """How torch was set here, for workers that have to set it so too."""
+        assert {"threads", "device", "deterministic"} <= {*self.stage.shared}, (
+            f"{self.stage.name} does not declare that it uses torch"
+        )
+        return self._shared
+
     @contextmanager
     def unit(self, name: str) -> Iterator[Path]:
         """Write one unit of work into the folder given; the place where a signal takes effect."""
@@ -98,10 +106,10 @@ class Run(Generic[P]):
             yield folder
         self.stop_if_asked(f"after {name}")
 
-    def stop_if_asked(self, when: str) -> None:
+    def stop_if_asked(self, when: str, then: str = "goes on from here") -> None:
         """Between two pieces of work: end here if a signal came."""
         if self._signal is not None:
-            raise Stopped(f"stopped by {signal.Signals(self._signal).name} {when}; the next run goes on from here")
+            raise Stopped(f"stopped by {signal.Signals(self._signal).name} {when}; the next run {then}")
 
     def finished_unit(self, name: str) -> Path | None:
         return self._work.unit(name)

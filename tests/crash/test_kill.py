@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,14 @@ from tests.pipeline.conftest import Repository, draw_pictures, environment, make
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 
-SIZES = {"prepare": {"min_images": 20}, "pretrain": {"epochs": 8, "batch": 32, "val_episodes": 50}}
+SIZES = {
+    "prepare": {"min_images": 20},
+    "pretrain": {"epochs": 8, "batch": 32, "val_episodes": 50},
+    "collect": {"tasks": 400, "block": 50},
+    "metatrain": {"steps": 120, "val_every": 20, "val_episodes": 50},
+}
+STAGES = tuple(SIZES)
+MOMENTS = {"prepare": 10, "pretrain": 10, "collect": 4, "metatrain": 4}
 HOOKS = str(Path(__file__).parent / "hooks")
 
 
@@ -41,10 +49,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Repository:
 def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The repository right before each stage."""
     root = tmp_path_factory.mktemp("templates")
-    repository = new_repository(root / "prepare")
-    shutil.copytree(root / "prepare", root / "pretrain", symlinks=True)
-    Repository(root / "pretrain").run("dvc", "repro", "prepare")
-    return {"prepare": repository.root, "pretrain": root / "pretrain"}
+    new_repository(root / STAGES[0])
+    for done, stage in pairwise(STAGES):
+        shutil.copytree(root / done, root / stage, symlinks=True)
+        Repository(root / stage).run("dvc", "repro", done)
+    return {stage: root / stage for stage in STAGES}
 
 
 @pytest.fixture
@@ -94,8 +103,7 @@ def assert_same_end(killed: Repository, undisturbed: Repository, stage: str) -> 
     assert left == []
 
 
-@pytest.mark.parametrize("moment", range(10))
-@pytest.mark.parametrize("stage", ["prepare", "pretrain"])
+@pytest.mark.parametrize(("stage", "moment"), [(stage, n) for stage, count in MOMENTS.items() for n in range(count)])
 def test_a_tree_killed_at_any_moment_goes_on_to_the_same_bytes(
     fresh: Repository, undisturbed: Repository, stage: str, moment: int
 ) -> None:
@@ -114,6 +122,7 @@ def test_a_tree_killed_at_any_moment_goes_on_to_the_same_bytes(
         *(("prepare", f"{name}:{n}") for name in ("replace", "link", "fsync") for n in (1, 3)),
         *(("pretrain", f"rename:{n}") for n in (1, 8, 9, 10)),
         *(("pretrain", f"{name}:{n}") for name in ("replace", "link", "fsync") for n in (2, 4)),
+        *((stage, f"rename:{n}") for stage in ("collect", "metatrain") for n in (2, 7, 9)),
     ],
 )
 def test_a_tree_killed_at_an_exact_operation_goes_on_to_the_same_bytes(

@@ -17,7 +17,26 @@ FILES = ("dvc.yaml", "params.yaml", "constraints.txt", "pyproject.toml")
 TINY = {
     "prepare": {"source": "folder", "path": "pictures", "image_size": 16, "split": [0.4, 0.3, 0.3], "min_images": 8},
     "pretrain": {"epochs": 3, "batch": 16, "val_way": 2, "val_query": 3, "val_episodes": 5},
-    "evaluate": {"way": 2, "shots": [1, 2], "query": 4, "episodes": 20},
+    "collect": {"tasks": 20, "block": 8, "way": 2, "shot": 2, "steps": 10, "keep": 3},
+    "metatrain": {
+        "way": 2,
+        "shots": [1, 2],
+        "steps": 6,
+        "val_every": 3,
+        "hidden": 8,
+        "gradient_steps": 4,
+        "val_query": 4,
+        "val_episodes": 5,
+    },
+    "evaluate": {
+        "way": 2,
+        "shots": [1, 2],
+        "query": 4,
+        "episodes": 20,
+        "gradient_steps": 4,
+        "curve": [1, 2],
+        "curve_episodes": 3,
+    },
     "shared": {"threads": 1},
 }
 
@@ -58,7 +77,9 @@ def environment() -> dict[str, str]:
 
 def copy_project(root: Path) -> Repository:
     """The committed files of the project that a run needs, in a fresh git repository."""
-    skip = shutil.ignore_patterns("__pycache__", ".work", "prepared", "backbone", "external", "results")
+    skip = shutil.ignore_patterns(
+        "__pycache__", ".work", "prepared", "backbone", "trajectories", "generator", "external", "results"
+    )
     for name in COPIED:
         source, target = ROOT / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)

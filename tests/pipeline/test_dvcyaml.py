@@ -13,7 +13,7 @@ from stages.imports import ROOT, closure
 from stages.runner import Stage
 from tests.pipeline.conftest import Repository, copy_project
 
-STAGES = ("prepare", "pretrain", "evaluate")
+STAGES = ("prepare", "pretrain", "collect", "metatrain", "evaluate")
 GRAPH: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 LEAVES = leaves(load(ROOT / "params.yaml"))
 
@@ -100,7 +100,7 @@ def change(value: Any) -> Any:  # noqa: ANN401 - whatever a leaf of params.yaml 
         case int():
             return value + 1
         case float():
-            return value / 2 + 0.001
+            return value / 2 + 0.0007
         case str():
             return f"{value}-other"
         case _:
@@ -125,9 +125,7 @@ def test_changing_a_parameter_makes_exactly_the_stages_stale_that_use_it(committ
 def test_comments_and_layout_make_nothing_stale(committed: Repository) -> None:
     path = committed.root / "params.yaml"
     before = path.read_text()
-    path.write_text(
-        "# another comment\n\n" + before.replace("  seed: 0  ", "  seed:   0  # why not?").replace("5.0e-4", "0.0005")
-    )
+    path.write_text("# another comment\n\n" + before.replace("  seed: 0  ", "  seed:   0  # why not?").replace("5.0e-3", "0.005"))
     (committed.root / "README.md").write_text("new words")
     try:
         assert path.read_text() != before
@@ -141,8 +139,10 @@ def test_comments_and_layout_make_nothing_stale(committed: Repository) -> None:
     [
         ("metadiff/backbone.py", {"pretrain"}),
         ("metadiff/baselines/ncm.py", {"pretrain", "evaluate"}),
+        ("metadiff/denoiser.py", {"metatrain", "evaluate"}),
+        ("metadiff/trajectory.py", {"collect", "metatrain"}),
         ("metadiff/images/kanji.py", {"prepare"}),
-        ("stages/runner.py", {"prepare", "pretrain", "evaluate"}),
+        ("stages/runner.py", set(STAGES)),
         ("metadiff/cli.py", set()),
     ],
 )

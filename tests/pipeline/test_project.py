@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from metadiff.cli import results_table
+from metadiff.cli import WIDTH, results_table
 from stages.imports import ROOT
 from stages.runner import Exit
 
@@ -24,8 +24,8 @@ README = (ROOT / "README.md").read_text()
 
 def test_readme_shows_the_results_of_the_committed_run() -> None:
     metrics = json.loads((ROOT / "data/results/metrics.json").read_text())
-    console = Console(file=io.StringIO(), width=100)
-    console.print(results_table(metrics))
+    console = Console(file=io.StringIO(), width=WIDTH)
+    console.print(results_table(metrics, split="test"))
     assert console.file.getvalue().rstrip() in README  # type: ignore[attr-defined]
 
 

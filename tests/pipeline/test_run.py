@@ -6,10 +6,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from PIL import Image
 
 from metadiff.artifact import verify
 from metadiff.store import read_arrays, read_features, read_rows
+from metadiff.trajectory_store import open_trajectories
 from tests.pipeline.conftest import Repository, make_tiny, set_params
 
 pytestmark = pytest.mark.timeout(180)
@@ -36,13 +39,16 @@ def copy(finished: Repository, tmp_path: Path) -> Repository:
 
 def test_each_stage_leaves_a_sealed_folder_that_opens_by_itself(finished: Repository) -> None:
     data = finished.root / "data"
-    for folder in ("prepared", "backbone", "results"):
+    for folder in ("prepared", "backbone", "trajectories", "generator", "results"):
         verify(data / folder)
     rows = read_rows(data / "backbone/features.h5")
     assert rows.dataset == "pictures"
     assert len(rows.class_names) == 12
     assert read_features(data / "backbone/features.h5").shape == (108, 64)
     assert (data / "prepared/classes.csv").read_text().splitlines()[0] == "id,name,split,count,description"
+    store = open_trajectories(data / "trajectories/trajectories.zarr")
+    assert store.attributes["dataset"] == "pictures"
+    assert store.end_points().shape == (20, 2 * 64)
     assert len(read_arrays(data / "results/episodes.h5")["test/shot2/support_EWS"]) == 20
 
 
@@ -55,12 +61,38 @@ def test_the_numbers_are_those_of_the_table_beside_them(finished: Repository) ->
         "episodes": 20,
     }
     lines = [line.split(",") for line in (finished.root / "data/results/episodes.csv").read_text().splitlines()]
-    assert lines[0] == ["split", "shot", "episode", "classifier", "correct", "queries", "overlap"]
-    chosen = [100 * int(line[4]) / int(line[5]) for line in lines[1:] if line[:2] == ["test", "2"] and line[3] == "ncm"]
+    assert lines[0] == ["split", "shot", "classifier", "episode", "correct", "queries", "nll", "overlap"]
+    chosen = [100 * int(line[4]) / int(line[5]) for line in lines[1:] if line[:3] == ["test", "2", "ncm"]]
     assert len(chosen) == 20
     cell = metrics["test"]["shot2"]["ncm"]
     assert cell["accuracy"] == pytest.approx(sum(chosen) / 20, abs=1e-3)
     assert 50 <= cell["accuracy"] <= 100
+
+
+def test_every_classifier_is_measured_on_the_same_episodes(finished: Repository) -> None:
+    table = pd.read_csv(finished.root / "data/results/episodes.csv")
+    expected = {"ncm", "gaussian", "metadiff", "metadiff-raw", "metadiff-mean", "regression"}
+    expected |= {"gradient", "gradient-untrained"}
+    assert set(table["classifier"]) == expected
+    assert (table.groupby(["split", "shot", "classifier"]).size() == 20).all()
+    metrics = json.loads((finished.root / "data/results/metrics.json").read_text())
+    assert set(metrics["chosen"]) == expected
+    assert {"diff", "ci95"} == set(metrics["test"]["shot1"]["metadiff"]["vs_regression"])
+
+
+def test_the_result_is_shown_as_a_table_and_a_picture(copy: Repository) -> None:
+    said = copy.run(sys.executable, "-m", "metadiff.cli", "results", "--next").stdout
+    assert "pictures: 2-way, 4 queries a class, 20 episodes of test classes" in said
+    assert said.count("metadiff-mean") == 2
+    with Image.open(copy.root / "plots/run.png") as picture:
+        assert picture.width > 5 * picture.height
+
+
+def test_trained_weights_can_be_the_target(copy: Repository) -> None:
+    set_params(copy.root, {"metatrain": {"target": "trajectory-ends", "models": ["task"]}})
+    before = verify(copy.root / "data/generator")
+    copy.run(sys.executable, "-m", "stages.metatrain")
+    assert verify(copy.root / "data/generator") != before
 
 
 def test_nothing_runs_twice(finished: Repository) -> None:
@@ -73,6 +105,7 @@ def test_a_parameter_reruns_only_what_it_touches(copy: Repository) -> None:
     said = copy.run("dvc", "repro").stdout
     assert "Stage 'prepare' didn't change, skipping" in said
     assert "Stage 'pretrain' didn't change, skipping" in said
+    assert "Stage 'collect' didn't change, skipping" in said
     assert "Running stage 'evaluate'" in said
     set_params(copy.root, {"evaluate": {"episodes": 20}})
     assert "Stage 'evaluate' is cached - skipping run, checking out outputs" in copy.run("dvc", "repro").stdout
@@ -89,9 +122,9 @@ def test_a_clone_without_the_cache_ends_in_the_committed_lock(finished: Reposito
 
 @pytest.mark.slow
 def test_stages_run_by_hand_give_the_bytes_that_dvc_gives(finished: Repository, tiny: Repository) -> None:
-    for stage in ("prepare", "pretrain", "evaluate"):
+    for stage in ("prepare", "pretrain", "collect", "metatrain", "evaluate"):
         tiny.run(sys.executable, "-m", f"stages.{stage}")
-    for folder in ("prepared", "backbone", "results"):
+    for folder in ("prepared", "backbone", "trajectories", "generator", "results"):
         assert verify(tiny.root / "data" / folder) == verify(finished.root / "data" / folder)
 
 

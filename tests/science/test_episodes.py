@@ -101,3 +101,11 @@ def test_streams_differ_by_every_word_of_their_purpose() -> None:
     }
     assert len(seeds) == 5
     assert derive(0, "episode", 1) == derive(0, "episode", "1")
+
+
+def test_a_block_of_episodes_is_that_part_of_all_of_them() -> None:
+    data = rows([12] * 8)
+    many = draw_episodes(data, "test", seed=3, **SIZES)
+    block = draw_episodes(data, "test", seed=3, **SIZES | {"episodes": 7}, first=20)
+    for name, values in vars(block).items():
+        assert (values == vars(many)[name][20:27]).all()

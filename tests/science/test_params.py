@@ -57,6 +57,7 @@ def complaints(folder: Path, content: str | bytes) -> list[str]:
     return [line.removeprefix(f"{folder}/") for line in lines]
 
 
+TRAINED = set_value("metatrain.models", "[task]", set_value("metatrain.target", "trajectory-ends"))
 WRONG_VALUES = [  # key, what to write, what it must be
     ("shared.seed", "-1", f"must be {SEED}, got the number -1"),
     ("shared.seed", "2147483648", f"must be {SEED}, got the number 2147483648"),
@@ -104,6 +105,11 @@ WRONG_VALUES = [  # key, what to write, what it must be
     ("pretrain.lr", "9" * 400, f"must be a number above 0 and at most 10, got the number {'9' * 57}..."),
     ("pretrain.momentum", "1", "must be a number of at least 0 and below 1, got the number 1"),
     ("pretrain.weight_decay", "-1e-4", "must be a number from 0 to 1, got the number -0.0001"),
+    ("collect.keep", "1", "must be a whole number from 2 to 10000, got the number 1"),
+    ("collect.keep", "62", "must be at most collect.steps + 1 = 61, got 62"),
+    ("collect.shot", "21", "must be at most prepare.min_images 20, got 21"),
+    ("collect.lr", "0", "must be a number above 0 and at most 1000, got the number 0"),
+    ("collect.sees", "class", "must be one of support, classes, got the text 'class'; did you mean classes?"),
     ("evaluate.shots", "[]", f"must be {SHOTS}, got the list []"),
     ("evaluate.shots", "5", f"must be {SHOTS}, got the number 5"),
     ("evaluate.shots", "[5, 1]", f"must be {SHOTS}, in increasing order, got the list [5, 1]"),
@@ -147,13 +153,16 @@ WRONG_TEXTS = {
     ),
     "key of another section": (
         replace("  epochs:", "  way: 5\n  epochs:"),
-        [at("pretrain.epochs", "pretrain.way: unknown key; it belongs to evaluate")],
+        [at("pretrain.epochs", "pretrain.way: unknown key; it belongs to collect or metatrain or evaluate")],
     ),
     "key of two sections": (
         replace("  epochs:", "  seed: 5\n  epochs:"),
         [at("pretrain.epochs", "pretrain.seed: unknown key; it belongs to shared or evaluate")],
     ),
-    "key at the top": (replace("\npretrain:", "\nlr: 1\npretrain:"), [at("pretrain", "lr: unknown key; it belongs to pretrain")]),
+    "key at the top": (
+        replace("\npretrain:", "\nlr: 1\npretrain:"),
+        [at("pretrain", "lr: unknown key; it belongs to pretrain or collect or metatrain")],
+    ),
     "wrong section": (
         replace("\nshared:", "\nshard:"),
         [
@@ -170,7 +179,7 @@ WRONG_TEXTS = {
         [at("shared", f"shared: must be {SHARED}, got nothing (null)")],
     ),
     "item of a list, in its own line": (
-        replace("  shots: [1, 5]", "  shots:\n    - 1\n    - 500"),
+        set_value("evaluate.shots", "\n    - 1\n    - 500"),
         [at("evaluate.shots", f"evaluate.shots: must be {SHOT}, got the number 500", offset=2)],
     ),
     "two items": (
@@ -183,6 +192,46 @@ WRONG_TEXTS = {
     "query too many": (
         set_value("evaluate.query", "19"),
         [at("evaluate.shots", f"evaluate.shots: 5 + evaluate.query 19 = 24 {TOO_MANY}")],
+    ),
+    "metatrain.val_query too many": (
+        set_value("metatrain.val_query", "16"),
+        [at("metatrain.shots", f"metatrain.shots: 5 + metatrain.val_query 16 = 21 {TOO_MANY}")],
+    ),
+    "trajectories of another way": (
+        set_value("metatrain.way", "4", TRAINED),
+        [at("metatrain.way", "metatrain.way: must be collect.way 5 for metatrain.target trajectory-ends, got 4")],
+    ),
+    "trajectories of the support alone": (
+        set_value("collect.sees", "support", TRAINED),
+        [at("metatrain.target", "metatrain.target: trajectory-ends needs collect.sees classes, got support")],
+    ),
+    "no gradient for trained weights": (
+        set_value("metatrain.target", "trajectory-ends"),
+        [
+            at(
+                "metatrain.models",
+                "metatrain.models: gradient needs metatrain.target class-means, got trajectory-ends; leave it out",
+            )
+        ],
+    ),
+    "trajectories of another learner": (
+        set_value("collect.learner", "linear", TRAINED),
+        [at("metatrain.target", "metatrain.target: trajectory-ends needs collect.learner cosine, got linear")],
+    ),
+    "linear schedule too short": (
+        set_value("metatrain.times", "20"),
+        [
+            at("metatrain.times", "metatrain.times: must be at least 21 for metatrain.schedule linear, got 20"),
+            at("metatrain.gradient_steps", "metatrain.gradient_steps: must be at most metatrain.times 20, got 50"),
+            at("evaluate.gradient_steps", "evaluate.gradient_steps: must be at most metatrain.times 20, got 50"),
+        ],
+    ),
+    "more sampling steps than times": (
+        set_value("metatrain.sampling_steps", "1001", set_value("evaluate.curve", "[1, 2000]")),
+        [
+            at("metatrain.sampling_steps", "metatrain.sampling_steps: must be at most metatrain.times 1000, got 1001"),
+            at("evaluate.curve", "evaluate.curve: must be at most metatrain.times 1000, got 2000"),
+        ],
     ),
     "val_shot too many": (
         set_value("pretrain.val_shot", "6"),
@@ -300,7 +349,7 @@ GOOD = {
     "hexadecimal": set_value("shared.threads", "0x10"),
     "underscore": set_value("evaluate.episodes", "2_000"),
     "alias": set_value("evaluate.seed", "*s", set_value("shared.seed", "&s 7")),
-    "merge": replace("  lr: 0.03", "  <<: {lr: 0.5, momentum: 0.2}", replace("  momentum: 0.9", "", TEXT)),
+    "merge": replace("  lr: 0.03", "  <<: {lr: 0.5, momentum: 0.2}", replace("  momentum: 0.9          # Nesterov", "", TEXT)),
     "merge, overridden": replace("  lr: 0.03 ", "  <<: {lr: 0.5}\n  lr: 0.25 "),
     "given, of a folder": set_value(
         "prepare.split", "given", set_value("prepare.path", "x", set_value("prepare.source", "folder"))

@@ -14,8 +14,18 @@ import pytest
 from numpy.typing import NDArray
 
 from metadiff.errors import DataError
-from stages.checks import Row, build_docs, check, features_contract, manifest_contract, results_contract
-from stages.contracts import manifest_tables
+from metadiff.rows import Rows
+from metadiff.trajectory import Trajectories
+from stages.checks import (
+    Row,
+    build_docs,
+    check,
+    features_contract,
+    manifest_contract,
+    results_contract,
+    trajectories_contract,
+)
+from stages.contracts import manifest_tables, trajectory_facts
 from stages.imports import ROOT
 
 CLASSES, IMAGES = 6, 48
@@ -47,17 +57,32 @@ def check_features(tables: dict[str, pd.DataFrame]) -> list[Row]:
     return features_contract(tables["features"].to_numpy(), rows=30)
 
 
+def trajectories() -> dict[str, pd.DataFrame]:
+    number = np.arange(20)
+    facts = {"task": number, "largest": 1.0 + number, "first_loss": 2.0, "last_loss": 0.1, "first_accuracy": 0.2}
+    return {"trajectories": pd.DataFrame(facts | {"last_accuracy": 1.0, "base_classes": 5, "support": 25})}
+
+
+def check_trajectories(tables: dict[str, pd.DataFrame]) -> list[Row]:
+    return trajectories_contract(tables["trajectories"], accepted=20, drawn=22, way=5, shot=5)
+
+
 def results() -> dict[str, pd.DataFrame]:
     cells = [(s, k, e, c) for s in ("val", "test") for k in (1, 5) for e in range(3) for c in ("ncm", "metadiff")]
     table = pd.DataFrame(cells, columns=["split", "shot", "episode", "classifier"])
-    return {"results": table.assign(correct=np.arange(len(cells)), queries=75, overlap=0)}
+    return {"results": table.assign(correct=np.arange(len(cells)), queries=75, nll=0.5, overlap=0)}
 
 
 def check_results(tables: dict[str, pd.DataFrame]) -> list[Row]:
     return results_contract(tables["results"], splits=("val", "test"), shots=(1, 5), episodes=3, classifiers=("ncm", "metadiff"))
 
 
-CONTRACTS = {"manifest": (manifest, check_manifest), "features": (features, check_features), "results": (results, check_results)}
+CONTRACTS = {
+    "manifest": (manifest, check_manifest),
+    "features": (features, check_features),
+    "trajectories": (trajectories, check_trajectories),
+    "results": (results, check_results),
+}
 
 
 def put(name: str, row: int, **facts: object) -> Change:
@@ -129,8 +154,20 @@ FAULTS: dict[Key, Change] = {
     ("features", "features", "largest", BETWEEN): cells(slice(3, 4), slice(None), 0.0),
     ("features", "dimensions", "range", BETWEEN): cells(slice(None), slice(0, 3), 0.1),
     **{
+        ("trajectories", "trajectories", name, NULL): put("trajectories", 0, **{name: np.nan})
+        for name in ("task", "largest", "first_loss", "last_loss", "first_accuracy", "last_accuracy", "base_classes", "support")
+    },
+    ("trajectories", "trajectories", "", "row_count_to_equal"): drop("trajectories", lambda table: table.index != 3),
+    ("trajectories", "trajectories", "task", UNIQUE): put("trajectories", 0, task=1),
+    ("trajectories", "trajectories", "task", BETWEEN): put("trajectories", 0, task=22),
+    ("trajectories", "trajectories", "last_loss", "pair_values_a_to_be_greater_than_b"): put("trajectories", 0, last_loss=2.0),
+    ("trajectories", "trajectories", "first_accuracy", BETWEEN): put("trajectories", 0, first_accuracy=-0.1),
+    ("trajectories", "trajectories", "last_accuracy", BETWEEN): put("trajectories", 0, last_accuracy=1.1),
+    ("trajectories", "trajectories", "base_classes", IN_SET): put("trajectories", 0, base_classes=4),
+    ("trajectories", "trajectories", "support", IN_SET): put("trajectories", 0, support=24),
+    **{
         ("results", "results", name, NULL): put("results", 0, **{name: np.nan})
-        for name in ("split", "shot", "episode", "classifier", "correct", "queries", "overlap")
+        for name in ("split", "shot", "episode", "classifier", "correct", "queries", "nll", "overlap")
     },
     ("results", "results", "", "row_count_to_equal"): drop("results", lambda table: table.index != 3),
     ("results", "results", "split, shot, episode, classifier", "compound_columns_to_be_unique"): both(
@@ -143,6 +180,7 @@ FAULTS: dict[Key, Change] = {
     ("results", "results", "correct", BETWEEN): put("results", 0, correct=-1),
     ("results", "results", "correct", "pair_values_a_to_be_greater_than_b"): put("results", 0, correct=76),
     ("results", "results", "queries", BETWEEN): put("results", 0, queries=0, correct=0),
+    ("results", "results", "nll", BETWEEN): put("results", 0, nll=-0.1),
     ("results", "results", "overlap", IN_SET): put("results", 0, overlap=1),
 }
 # The same expectations once more: other faults that they alone must catch.
@@ -157,6 +195,9 @@ MORE_FAULTS: list[tuple[Key, Change]] = [
     (("features", "features", "largest", NULL), cells(slice(3, 4), slice(2, 3), np.nan)),
     (("features", "features", "largest", NULL), cells(slice(3, 4), slice(None), np.nan)),
     (("features", "dimensions", "range", BETWEEN), cells(slice(None), slice(None), 0.1)),
+    (("trajectories", "trajectories", "largest", NULL), put("trajectories", 0, largest=np.inf)),
+    (("trajectories", "trajectories", "last_loss", NULL), put("trajectories", 0, last_loss=-np.inf)),
+    (("trajectories", "trajectories", "task", BETWEEN), put("trajectories", 0, task=-1)),
     (("results", "results", "episode", BETWEEN), put("results", 0, episode=-1)),
 ]
 
@@ -262,6 +303,23 @@ def test_the_facts_of_features_are_those_of_the_vectors() -> None:
     assert (features_ND.astype(np.float64).var(axis=0) > 1e-12).mean() == 0.9
     row = next(row for row in features_contract(features_ND, rows=30) if row["table"] == "dimensions")
     assert row["observed"] == "2 of 20 rows break it"
+
+
+def test_the_facts_of_trajectories_count_what_is_as_it_should_be() -> None:
+    """Classes 0 and 1 are base classes, of three images each; class 2 is none."""
+    label, split = np.arange(9, dtype=np.int32) // 3, np.repeat(np.array([0, 0, 1], np.uint8), 3)
+    names = np.array([b"a", b"b", b"c"])
+    data = Rows(label, split, np.arange(9, dtype=np.int32), np.full(9, b"x"), names, "generated")
+    classes = np.array([[0, 1], [1, 1], [0, 2], [0, 1], [0, 1]], dtype=np.int32)
+    support = np.array([[[0, 1], [3, 4]], [[3, 4], [3, 4]], [[0, 1], [6, 7]], [[0, 0], [3, 4]], [[0, 3], [4, 5]]], dtype=np.int32)
+    weights = np.zeros((5, 2, 4), np.float32)
+    weights[1, 1, 2] = -3
+    measures = np.arange(20, dtype=np.float32).reshape(2, 5, 2)
+    facts = trajectory_facts(Trajectories(np.arange(5, dtype=np.int32), classes, support, weights, *measures), data)
+    assert facts["base_classes"].tolist() == [2, 1, 1, 2, 2]
+    assert facts["support"].tolist() == [4, 2, 4, 3, 3]
+    assert facts["largest"].tolist() == [0, 3, 0, 0, 0]
+    assert facts.loc[1, ["first_loss", "last_loss", "first_accuracy", "last_accuracy"]].tolist() == [2, 3, 12, 13]
 
 
 QUIET = """

@@ -1,0 +1,95 @@
+"""What batching gives: trajectories a second of a block as one tensor program, and of PyTorch's usual loop, a task at a time.
+
+python -m bench.collect
+"""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy, normalize
+
+import stages  # noqa: F401 - pins the instruction set, as in a run
+from metadiff.episodes import Episodes, draw_episodes
+from metadiff.params import Collect, load
+from metadiff.rows import Rows
+from metadiff.trajectory import collect_block, starts
+
+ROUNDS = 3
+CLASSES, IMAGES, DIM = 46, 77, 256  # as many as the built-in data have
+ALONE = 6  # tasks of the loop: it takes as long for each
+RESULT = Path(__file__).parent / "results" / "collect.json"
+
+
+def generated() -> tuple[Rows, np.ndarray]:
+    rng = np.random.default_rng(0)
+    label = np.repeat(np.arange(CLASSES, dtype=np.int32), IMAGES)
+    count = len(label)
+    names = np.array([f"class {i}".encode() for i in range(CLASSES)])
+    rows = Rows(label, np.zeros(count, np.uint8), np.arange(count, dtype=np.int32), np.full(count, b"x"), names, "generated")
+    return rows, (rng.normal(size=(CLASSES, DIM))[label] + rng.normal(size=(count, DIM))).astype(np.float32)
+
+
+def loop(section: Collect, drawn: Episodes, features: torch.Tensor, label_N: np.ndarray, tasks: int) -> None:
+    """As it is usually written: a module's weights, autograd, an optimiser, one task after the other."""
+    start_TP = starts(range(tasks), size=section.way * DIM, std=section.init_std, seed=0)
+    for task in range(tasks):
+        if section.sees == "support":
+            rows, count = drawn.support_EWS[task].ravel(), section.shot
+        else:
+            rows, count = np.concatenate([np.flatnonzero(label_N == label) for label in drawn.classes_EW[task]]), IMAGES
+        inputs_ND, target_N = normalize(features[rows], dim=-1), torch.arange(section.way).repeat_interleave(count)
+        weight_WD = start_TP[task].reshape(section.way, DIM).clone().requires_grad_()
+        optimizer = torch.optim.Adam([weight_WD], lr=section.lr, betas=(section.momentum, 0.999))
+        for _ in range(section.steps):
+            optimizer.zero_grad()
+            cross_entropy(section.scale * inputs_ND @ normalize(weight_WD, dim=-1).T, target_N).backward()
+            optimizer.step()
+
+
+def rate(work: Callable[[], object], tasks: int) -> float:
+    """Tasks a second, the median of some rounds after one to warm up."""
+    work()
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return tasks / statistics.median(times)
+
+
+def measure(section: Collect, rows: Rows, features_ND: np.ndarray) -> dict[str, float]:
+    numbers, sizes = range(section.block), {"way": section.way, "shot": section.shot, "query": 0}
+    drawn = draw_episodes(rows, "train", **sizes, episodes=len(numbers), seed=0)
+    arrays = {"features_ND": features_ND, "label_N": rows.label}
+    features = torch.from_numpy(features_ND)
+    batched = rate(lambda: collect_block(section, numbers, drawn, **arrays, seed=0, device="cpu"), len(numbers))
+    alone = rate(lambda: loop(section, drawn, features, rows.label, ALONE), ALONE)
+    return {"batched": batched, "loop": alone, "times": batched / alone}
+
+
+def main() -> None:
+    params = load()
+    torch.set_num_threads(params.shared.threads)
+    torch.use_deterministic_algorithms(True)
+    rows, features_ND = generated()
+    fixed = {"learner": "cosine", "optimizer": "adam", "sam": 0.0}
+    found = {
+        sees: measure(params.collect.model_copy(update=fixed | {"sees": sees}), rows, features_ND)
+        for sees in ("support", "classes")
+    }
+    for sees, one in found.items():
+        print(f"{sees:8} {one['batched']:8.1f} tasks/s batched {one['loop']:8.2f} in a loop: {one['times']:6.1f} times as fast")
+    used = {key: getattr(params.collect, key) for key in ("block", "way", "shot", "steps")}
+    facts = {"tasks_per_second": found, "threads": params.shared.threads, "processor": platform.processor(), "rounds": ROUNDS}
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(facts | used, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""A trained method with the scales of its weights: what lies on disk, and what makes classifiers for new tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from metadiff.conditioning import Scale, Scales, condition_on
+from metadiff.diffusion import Noise
+from metadiff.errors import CorruptArtifactError
+from metadiff.methods import Method, Sampling
+from metadiff.methods.metadiff import build, support_guide
+
+Kind = Literal["average", "raw", "untrained"]  # the moving average of the weights, the weights themselves, or where they began
+SCALE = ("mean_D", "deviation")
+
+
+@dataclass(frozen=True)
+class Generator:
+    method: Method
+    scales: Scales
+
+    def rows(self, support_EWSD: Tensor, sampling: Sampling, noise: Noise, *, guidance: float = 0.0) -> Tensor:
+        """(E, W, D) rows of a cosine classifier; ``guidance`` is how strongly the support's own loss steers the sampling."""
+        if guidance:
+            guide = support_guide(support_EWSD, self.scales.weights, strength=guidance)
+            sampling = replace(sampling, guide=guide)
+        condition = condition_on(support_EWSD, self.scales.features)
+        return self.scales.weights.restore(self.method.sample(condition, sampling, noise))
+
+
+def dump(best: Mapping[str, Mapping[str, Tensor]], scales: Scales) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: both kinds of trained weights, and the scales."""
+    tensors = {f"{kind}/{name}": value for kind, weights in best.items() for name, value in weights.items()}
+    return tensors | {f"scale/{of}/{name}": value for of, scale in vars(scales).items() for name, value in vars(scale).items()}
+
+
+def undump(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, kind: Kind, device: str = "cpu") -> Generator:
+    """The generator with one kind of its weights; refuses those of another network."""
+    method = build(facts, device=device)
+    want = {f"{kind}/{name}": tuple(value.shape) for name, value in method.net.state_dict().items() if kind != "untrained"}
+    have = {name: tuple(value.shape) for name, value in tensors.items() if name.startswith(f"{kind}/")}
+    wrong = sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name))
+    if wrong:
+        raise CorruptArtifactError(
+            f"weights of another network than the {facts['model']} denoiser for {facts['feature_size']} features: {wrong[0]} "
+            f"has shape {have.get(wrong[0])}, expected {want.get(wrong[0])}; run metatrain again"
+        )
+    if want:
+        method.net.load_state_dict({name.removeprefix(f"{kind}/"): tensors[name] for name in want})
+    scale = {of: Scale(*(tensors[f"scale/{of}/{name}"].to(device) for name in SCALE)) for of in ("weights", "features")}
+    return Generator(method, Scales(**scale))

@@ -1,0 +1,120 @@
+"""Trajectories: the path that an optimiser takes through the weights of a base learner, for many training tasks at once.
+
+Task number i, with its classes, its support and its start, is a pure function of (seed, i). All tasks of a block are one tensor
+program: torch's optimisers work element by element, so one of them over the batch theta_TP is one of its own for every task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metadiff.episodes import Episodes
+from metadiff.learner import Learner
+from metadiff.objectives import Objective, OnClasses, OnSupport
+from metadiff.rng import numpy_stream
+
+if TYPE_CHECKING:
+    from metadiff.params import Collect
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+NOT_FINITE, NOT_IMPROVED = "not finite", "not improved"
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """T tasks at K kept steps; classes and support are row numbers of the data's own tables."""
+
+    task_T: Ints
+    classes_TW: Ints
+    support_TWS: Ints
+    weights_TKP: Floats
+    loss_TK: Floats
+    accuracy_TK: Floats
+
+    def take(self, chosen: NDArray[np.bool_] | slice) -> Trajectories:
+        return Trajectories(**{name: values[chosen] for name, values in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How an optimiser is set: `momentum` is that of SGD or Adam's first beta, `sam` the radius of the sharpness, 0 for none."""
+
+    optimizer: str
+    lr: float
+    momentum: float
+    sam: float
+
+
+def kept_steps(steps: int, keep: int) -> tuple[int, ...]:
+    """Equidistant, as far as whole numbers are, from the start to the end."""
+    return tuple(i * steps // (keep - 1) for i in range(keep))
+
+
+def starts(numbers: range, *, size: int, std: float, seed: int) -> Tensor:
+    """Gaussian weights, a stream a task."""
+    drawn = [numpy_stream(seed, "collect", "start", number).standard_normal(size, dtype=np.float32) for number in numbers]
+    return std * torch.from_numpy(np.stack(drawn))
+
+
+@torch.no_grad()
+def follow(objective: Objective, start_TP: Tensor, *, rule: Rule, kept: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (T, K, P), loss and accuracy (T, K) at each kept step, the last of which is the end."""
+    theta_TP = start_TP.clone().requires_grad_()
+    optimizer = _optimizer(rule, theta_TP)
+    weights, measures = [], []
+    for step in range(kept[-1] + 1):
+        if step:
+            theta_TP.grad = _slope(objective, theta_TP.detach(), radius=rule.sam)
+            optimizer.step()
+        if step in kept:
+            weights.append(theta_TP.detach().clone())
+            measures.append(torch.stack(objective.measure(theta_TP.detach())))
+    loss_TK, accuracy_TK = torch.stack(measures, dim=-1)
+    return torch.stack(weights, dim=1), loss_TK, accuracy_TK
+
+
+def _optimizer(rule: Rule, theta_TP: Tensor) -> torch.optim.Optimizer:
+    if rule.optimizer == "sgd":
+        return torch.optim.SGD([theta_TP], lr=rule.lr, momentum=rule.momentum)
+    return torch.optim.Adam([theta_TP], lr=rule.lr, betas=(rule.momentum, 0.999))
+
+
+def _slope(objective: Objective, theta_TP: Tensor, *, radius: float) -> Tensor:
+    """The gradient or, for sharpness-aware minimisation (Foret et al. 2021, eq. 3), that at the worst point of a task's ball."""
+    slope_TP = objective.gradient(theta_TP)
+    if not radius:
+        return slope_TP
+    return objective.gradient(theta_TP + radius * slope_TP / slope_TP.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+
+def collect_block(
+    section: Collect, numbers: range, drawn: Episodes, *, features_ND: Floats, label_N: Ints, seed: int, device: str
+) -> Trajectories:
+    """The trajectories of the tasks of these numbers, good and bad, from the arrays alone: it runs on any worker."""
+    features = torch.from_numpy(features_ND).to(device)
+    learner = Learner(section.learner, section.way, features_ND.shape[1], section.scale)
+    objective: Objective
+    if section.sees == "support":
+        objective = OnSupport(learner, features[torch.from_numpy(drawn.support_EWS).long().to(device)])
+    else:
+        label, classes = (torch.from_numpy(ids).long().to(device) for ids in (label_N, drawn.classes_EW))
+        objective = OnClasses(learner, features, label, classes)
+    start_TP = starts(numbers, size=learner.size, std=section.init_std, seed=seed).to(device)
+    rule = Rule(section.optimizer, section.lr, section.momentum, section.sam)
+    path = follow(objective, start_TP, rule=rule, kept=kept_steps(section.steps, section.keep))
+    weights_TKP, loss_TK, accuracy_TK = (part.cpu().numpy() for part in path)
+    task_T = np.arange(numbers.start, numbers.stop, dtype=np.int32)
+    return Trajectories(task_T, drawn.classes_EW, drawn.support_EWS, weights_TKP, loss_TK, accuracy_TK)
+
+
+def refusals(found: Trajectories) -> dict[str, NDArray[np.bool_]]:
+    """For each reason the tasks that must not be used: a kept number that is not finite, or a loss that did not become lower."""
+    finite_T = np.asarray(np.isfinite(found.weights_TKP).all((1, 2)) & np.isfinite(found.loss_TK).all(1))
+    return {NOT_FINITE: ~finite_T, NOT_IMPROVED: finite_T & ~(found.loss_TK[:, -1] < found.loss_TK[:, 0])}

@@ -1,0 +1,231 @@
+"""The trajectory store, trajectories.zarr: the only module that knows zarr.
+
+    weights     (task, step, parameter)  one file a block of tasks; so reading a block opens no other
+    loss        (task, step)             accuracy likewise, on all that the task sees
+    task        (task,)                  the number of the drawn task: refused ones are left out
+    classes     (task, way)              as in the features' table of classes
+    support     (task, way, shot)        rows of the features
+    step        (step,)                  the kept steps of the optimiser
+
+A file ends in the CRC-32C of its content, which the codec checks at every read. The attributes list all files with their size and
+checksum, so that one that is missing, which zarr would read as NaN, or that is another's is refused too; and they say what a
+vector of weights means. Floats are stored as they are: they do not compress (bench/store.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import Crc32cCodec
+from zarr.errors import BaseZarrError
+
+from metadiff.artifact import sync
+from metadiff.errors import CorruptArtifactError
+from metadiff.trajectory import Floats, Ints, Trajectories
+
+FORMAT = 1
+CODEC: BytesBytesCodec = Crc32cCodec()
+KIND = "metadiff trajectories"
+AXES = {
+    "weights": ("task", "step", "parameter"),
+    "loss": ("task", "step"),
+    "accuracy": ("task", "step"),
+    "task": ("task",),
+    "classes": ("task", "way"),
+    "support": ("task", "way", "shot"),
+}
+Chunk = tuple[int, ...]
+
+
+def write_trajectories(
+    path: Path, blocks: Iterable[Trajectories], *, count: int, block: int, steps: tuple[int, ...], about: Mapping[str, Any]
+) -> None:
+    """Write ``count`` tasks that come in parts of any size, ``block`` tasks a file: never more than two blocks in memory."""
+    group = zarr.create_group(path)
+    small: dict[str, list[NDArray[Any]]] = {name: [] for name in AXES if name != "weights"}
+    start, syncs = 0, []
+    with ThreadPoolExecutor(1) as disk:  # brings a block to the disk while the next one is encoded
+        for number, part in enumerate(regrouped(blocks, block)):
+            columns = {name.partition("_")[0]: values for name, values in vars(part).items()}
+            weights = columns.pop("weights")
+            if not start:
+                array = _create(group, "weights", (count, *weights.shape[1:]), weights.dtype, rows=block)
+            array[start : start + len(weights)] = weights
+            syncs.append(disk.submit(sync, path / "weights" / "c" / str(number) / "0" / "0"))
+            start += len(weights)
+            for name, values in columns.items():
+                small[name].append(values)
+    for done in syncs:
+        done.result()
+    if start != count:
+        raise ValueError(f"{path}: {start} trajectories of {count}")
+    _write_small(group, {name: np.concatenate(parts) for name, parts in small.items()} | {"step": np.asarray(steps, np.int32)})
+    facts: dict[str, Any] = {"kind": KIND, "format": FORMAT, "zarr": zarr.__version__, "tasks": count, "block": block, **about}
+    facts["files"] = {file.relative_to(path).as_posix(): _facts(file) for file in sorted(path.glob("*/**/*")) if file.is_file()}
+    group.attrs.put(facts | {"sha256": _sha256(facts)})
+
+
+def regrouped(blocks: Iterable[Trajectories], size: int) -> Iterator[Trajectories]:
+    """The same tasks in the same order, ``size`` at a time."""
+    held: Trajectories | None = None
+    for block in blocks:
+        held = _joined(held, block) if held and len(held.task_T) else block  # without a copy where nothing was refused
+        while len(held.task_T) >= size:
+            yield held.take(slice(size))
+            held = held.take(slice(size, None))
+    if held and len(held.task_T):
+        yield held
+
+
+class TrajectoryStore:
+    """An open store. What was read of it has been checked, file by file; what was not read has not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / "zarr.json").is_file():
+            raise CorruptArtifactError(f"{path}: no trajectory store; make it: dvc repro collect")
+        try:
+            self._group = zarr.open_group(path, mode="r")
+            self.attributes: dict[str, Any] = dict(self._group.attrs)
+        except (ValueError, KeyError, TypeError, BaseZarrError) as error:
+            raise self._broken("zarr.json", f"cannot be read ({error})") from None
+        self._check_attributes()
+
+    def __len__(self) -> int:
+        return int(self.attributes["tasks"])
+
+    @property
+    def blocks(self) -> int:
+        return -(-len(self) // int(self.attributes["block"]))
+
+    def rows(self, block: int) -> slice:
+        """Which tasks a block holds."""
+        size = int(self.attributes["block"])
+        return slice(block * size, min((block + 1) * size, len(self)))
+
+    def weights(self, block: int) -> Floats:
+        """A block's weights at all kept steps (T, K, P), from its own file alone."""
+        found: Floats = self._read("weights", (block, 0, 0), self.rows(block))
+        if not np.isfinite(found).all():
+            raise self._broken(f"block {block} of weights", "holds values that are no finite numbers")
+        return found
+
+    def block(self, block: int) -> Trajectories:
+        """All that is known of a block's tasks."""
+        rows = self.rows(block)
+        ids = (self.task[rows], self.classes[rows], self.support[rows])
+        return Trajectories(*ids, self.weights(block), self.loss[rows], self.accuracy[rows])
+
+    def end_points(self) -> Floats:
+        """Where every path ends (N, P): one block at a time in memory beside the result."""
+        return np.concatenate([self.weights(block)[:, -1] for block in range(self.blocks)])
+
+    @cached_property
+    def steps(self) -> Ints:
+        """The kept steps of the optimiser (K)."""
+        return self._read("step", (0,))
+
+    @cached_property
+    def loss(self) -> Floats:
+        """At each kept step (N, K), on all that the task saw; each class of a task weighs the same."""
+        return self._read("loss", (0, 0))
+
+    @cached_property
+    def accuracy(self) -> Floats:
+        """From 0 to 1, as the loss (N, K)."""
+        return self._read("accuracy", (0, 0))
+
+    @cached_property
+    def task(self) -> Ints:
+        """The number of each drawn task (N)."""
+        return self._read("task", (0,))
+
+    @cached_property
+    def classes(self) -> Ints:
+        """By their number in the features' table of classes (N, W)."""
+        return self._read("classes", (0, 0))
+
+    @cached_property
+    def support(self) -> Ints:
+        """By their row in the features (N, W, S)."""
+        return self._read("support", (0, 0, 0))
+
+    def _read(self, name: str, chunk: Chunk, rows: slice = slice(None)) -> NDArray[Any]:
+        for file in (f"{name}/zarr.json", "/".join([name, "c", *map(str, chunk)])):
+            self._check_file(file)
+        try:
+            return np.asarray(self._group[name][rows])  # type: ignore[index]
+        except (ValueError, KeyError, TypeError, BaseZarrError) as error:
+            raise self._broken(file, f"cannot be read ({error})") from None
+
+    def _check_file(self, name: str) -> None:
+        want, file = self.attributes["files"].get(name), self.path / name
+        if want is None:
+            raise self._broken(name, "not in the store's list of files")
+        if not file.is_file():
+            raise self._broken(name, "missing, though the store lists it")
+        found = _facts(file)
+        if found != want:
+            raise self._broken(name, f"is not the file that the store lists ({found}, listed {want})")
+
+    def _check_attributes(self) -> None:
+        facts = {name: value for name, value in self.attributes.items() if name != "sha256"}
+        if facts.get("kind") != KIND or facts.get("format") != FORMAT:
+            kind, number = facts.get("kind"), facts.get("format")
+            raise self._broken("zarr.json", f"{kind}, format {number}; this version reads {KIND}, format {FORMAT}")
+        if _sha256(facts) != self.attributes.get("sha256"):
+            raise self._broken("zarr.json", "its attributes were changed since it was made")
+
+    def _broken(self, what: str, why: str) -> CorruptArtifactError:
+        return CorruptArtifactError(f"{self.path}: {what}: {why}; make it again: dvc repro collect")
+
+
+def open_trajectories(path: Path) -> TrajectoryStore:
+    return TrajectoryStore(path)
+
+
+def _write_small(group: zarr.Group, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """All tasks in one file each."""
+    for name, values in arrays.items():
+        _create(group, name, values.shape, values.dtype, rows=len(values))[:] = values
+
+
+def _create(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, rows: int) -> zarr.Array[Any]:
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=(rows, *shape[1:]),
+        compressors=[CODEC],
+        fill_value=np.nan if dtype.kind == "f" else -1,
+        config={"write_empty_chunks": True},  # no pass over the data to find that it is not empty
+        dimension_names=AXES.get(name, ("step",)),
+    )
+
+
+def _joined(first: Trajectories, second: Trajectories) -> Trajectories:
+    return Trajectories(**{name: np.concatenate([values, getattr(second, name)]) for name, values in vars(first).items()})
+
+
+def _facts(file: Path) -> dict[str, int | str]:
+    """A file's size and checksum: of a chunk the CRC-32C that it ends in, which costs no reading; of metadata the sha256."""
+    size = file.stat().st_size
+    if file.name == "zarr.json":
+        return {"bytes": size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    with file.open("rb") as content:
+        content.seek(max(0, size - 4))
+        return {"bytes": size, "crc32c": content.read().hex()}
+
+
+def _sha256(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,150 @@
+"""features -> trajectories.zarr: for each training task the path of an optimiser through the weights of its classifier.
+
+The unit of work is a block of tasks: a killed run goes on after the last one it finished. Blocks may be computed by several
+workers (stages/executors.py). A path that is not finite or does not end lower than it began is refused and counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from metadiff.artifact import file_sha256, write_array, write_json
+from metadiff.episodes import draw_episodes
+from metadiff.errors import NumericError
+from metadiff.learner import Learner
+from metadiff.rows import Rows
+from metadiff.store import read_features, read_rows
+from metadiff.trajectory import Floats, Trajectories, collect_block, kept_steps, refusals
+from metadiff.trajectory_store import open_trajectories, write_trajectories
+from stages.checks import trajectories_contract
+from stages.contracts import trajectory_facts
+from stages.executors import Job, computed
+from stages.runner import Run, Stage, main
+
+if TYPE_CHECKING:
+    from metadiff.params import Collect
+
+BACKBONE = Path("data/backbone")
+FEATURES = BACKBONE / "features.h5"
+REFUSED = "refused.json"
+WORST = 0.5  # the share of refused tasks beyond which the settings are to blame
+
+
+def build(run: Run[Collect]) -> None:
+    section, data = run.params, read_rows(FEATURES)
+    features_ND = read_features(FEATURES)
+    learner = Learner(section.learner, section.way, features_ND.shape[1], section.scale)
+    run.reserve(2 * 4 * section.tasks * section.keep * learner.size)
+    folders = collect(run, data, features_ND)
+    refused = count_refused(folders, section)
+    accepted = section.tasks - sum(refused.values())
+    kept = kept_steps(section.steps, section.keep)
+    about = description(run, learner, data) | {"refused": refused}
+    path = run.out / "trajectories.zarr"
+    write_trajectories(path, map(load_unit, folders), count=accepted, block=section.block, steps=kept, about=about)
+    store = open_trajectories(path)
+    facts = pd.concat([trajectory_facts(store.block(block), data) for block in range(store.blocks)], ignore_index=True)
+    sizes = {"accepted": accepted, "drawn": section.tasks, "way": section.way, "shot": section.shot}
+    write_json(run.out / "checks.json", trajectories_contract(facts, **sizes))
+    loss, accuracy = (np.median(values_NK, axis=0) for values_NK in (store.loss, store.accuracy))
+    run.say(f"median loss {loss[0]:.3f} -> {loss[-1]:.3f}, accuracy {100 * accuracy[0]:.1f} -> {100 * accuracy[-1]:.1f} %")
+    run.say(f"{section.tasks:,} tasks: {accepted:,} accepted, " + ", ".join(f"{n:,} {why}" for why, n in refused.items()))
+
+
+def collect(run: Run[Collect], data: Rows, features_ND: Floats) -> list[Path]:
+    """A folder a block: the accepted trajectories, and how many were refused for which reason."""
+    section = run.params
+    starts = range(0, section.tasks, section.block)
+    parts = {f"block-{n:05d}": range(start, min(start + section.block, section.tasks)) for n, start in enumerate(starts)}
+    done = {name for name in parts if run.finished_unit(name)}
+    rows = data.of("train")
+    jobs = block_jobs(run, {name: parts[name] for name in parts if name not in done}, data.take(rows), features_ND[rows])
+    before = sum(len(parts[name]) for name in done)
+    with (
+        run.progress("collecting", total=section.tasks, done=before, unit="tasks") as advance,
+        closing(computed(jobs, machine=run.machine)) as results,
+    ):
+        for name, found in results:
+            with run.unit(name) as folder:
+                save_unit(folder, found, rows)
+            advance(len(parts[name]))
+    folders = [run.finished_unit(name) for name in parts]
+    if None in folders:
+        raise OSError("a block changed right after it was written; is the disk sound?")
+    return [folder for folder in folders if folder]
+
+
+def block_jobs(
+    run: Run[Collect], parts: dict[str, range], base: Rows, features_ND: Floats
+) -> Iterator[tuple[str, Job[Trajectories]]]:
+    section = run.params
+    sizes = {"way": section.way, "shot": section.shot, "query": 0}
+    for name, numbers in parts.items():
+        drawn = draw_episodes(base, "train", **sizes, episodes=len(numbers), first=numbers.start, seed=run.seed)
+        block = partial(collect_block, section, numbers, drawn, features_ND=features_ND, label_N=base.label)
+        yield name, partial(block, seed=run.seed, device=run.device)
+
+
+def save_unit(folder: Path, found: Trajectories, rows: NDArray[np.int64]) -> None:
+    """The accepted ones of a block, their support by its rows in the features: the workers had the base classes' rows alone."""
+    bad = refusals(found)
+    good = found.take(~np.any([*bad.values()], axis=0))
+    for name, values in vars(good).items():
+        write_array(folder / f"{name}.npy", rows[values].astype(np.int32) if name == "support_TWS" else values)
+    write_json(folder / REFUSED, {reason: int(bad_T.sum()) for reason, bad_T in bad.items()})
+
+
+def load_unit(folder: Path) -> Trajectories:
+    names = [field.name for field in fields(Trajectories)]
+    return Trajectories(**{name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names})
+
+
+def count_refused(folders: list[Path], section: Collect) -> dict[str, int]:
+    """How many tasks were refused by reason; NumericError if they are most of them."""
+    refused: Counter[str] = Counter()
+    for folder in folders:
+        refused.update(json.loads((folder / REFUSED).read_bytes()))
+    if sum(refused.values()) > WORST * section.tasks:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in refused.items())
+        raise NumericError(f"of {section.tasks:,} trajectories {reasons}; lower collect.lr, which is {section.lr:g}")
+    return dict(refused)
+
+
+def description(run: Run[Collect], learner: Learner, data: Rows) -> dict[str, Any]:
+    """What makes a vector readable without this code: where it comes from, and what lies where in it."""
+    section = run.params
+    return {
+        "dataset": data.dataset,
+        "features": {"file": FEATURES.as_posix(), "sha256": file_sha256(FEATURES)},
+        "learner": asdict(learner),
+        "layout": [{"name": part.name, "shape": list(part.shape), "offset": part.offset} for part in learner.layout()],
+        "params": section.model_dump(mode="json"),
+        "seed": run.seed,
+        "versions": {"numpy": np.__version__, "torch": torch.__version__},
+    }
+
+
+STAGE = Stage(
+    name="collect",
+    out=Path("data/trajectories"),
+    build=build,
+    inputs=(BACKBONE,),
+    versions=("great-expectations", "h5py", "numpy", "pandas", "zarr"),
+    shared=("seed", "threads", "device", "deterministic"),
+    lower="collect.block",
+)
+
+if __name__ == "__main__":
+    main(STAGE)

@@ -1,0 +1,167 @@
+"""The stage collect on generated features: what it makes, what it refuses, how it goes on."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from metadiff.artifact import seal, verify
+from metadiff.rows import Rows
+from metadiff.store import read_features, read_rows, write_features
+from metadiff.trajectory_store import TrajectoryStore, open_trajectories
+from stages.collect import STAGE
+from stages.imports import ROOT
+from stages.runner import Exit, _guarded
+
+CLASSES, IMAGES, DIM = 9, 12, 16
+TINY = {"tasks": 20, "block": 8, "way": 3, "shot": 2, "steps": 12, "keep": 4, "lr": 0.05}
+
+
+def generated_features(path: Path) -> None:
+    """Classes that lie apart, a third of them in each split, their rows in a mixed order."""
+    rng = np.random.default_rng(0)
+    label = rng.permutation(np.repeat(np.arange(CLASSES), IMAGES)).astype(np.int32)
+    names = np.array([f"class {i}".encode() for i in range(CLASSES)])
+    count = len(label)
+    split = (label % 2).astype(np.uint8)  # five base classes
+    rows = Rows(label, split, np.arange(count, dtype=np.int32), np.full(count, b"x"), names, "generated")
+    features_ND = rng.normal(size=(CLASSES, DIM))[label] + 0.5 * rng.normal(size=(count, DIM))
+    path.parent.mkdir(parents=True)
+    write_features(path, features_ND.astype(np.float32), rows=rows)
+    seal(path.parent)
+
+
+def set_collect(**changes: object) -> None:
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    params["shared"]["threads"] = 1
+    params["collect"].update(TINY | changes)
+    yaml.dump(params, Path("params.yaml"))
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with features to run the stage in; the signal handlers of the test process come back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("METADIFF_EXECUTOR", raising=False)
+    generated_features(tmp_path / "data/backbone/features.h5")
+    set_collect()
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def published() -> TrajectoryStore:
+    verify(Path("data/trajectories"))
+    return open_trajectories(Path("data/trajectories/trajectories.zarr"))
+
+
+def units() -> list[str]:
+    return [line.split()[-1] for line in Path("data/.work/collect/log").read_text().splitlines() if " unit " in line]
+
+
+@pytest.mark.parametrize("sees", ["support", "classes"])
+def test_the_store_holds_what_was_asked_for(checkout: Path, capsys: pytest.CaptureFixture[str], sees: str) -> None:
+    set_collect(sees=sees)
+    assert _guarded(STAGE) is Exit.OK
+    store, rows = published(), read_rows(checkout / "data/backbone/features.h5")
+    assert units() == ["block-00000", "block-00001", "block-00002"]
+    assert store.task.tolist() == [*range(20)]
+    assert store.steps.tolist() == [0, 4, 8, 12]
+    assert store.end_points().shape == (20, 3 * DIM)
+    assert set(rows.split[store.support].flat) == {0}
+    assert (rows.label[store.support] == store.classes[:, :, None]).all()
+    assert store.attributes["refused"] == {"not finite": 0, "not improved": 0}
+    assert store.attributes["layout"] == [{"name": "weight", "shape": [3, DIM], "offset": 0}]
+    assert "20 tasks: 20 accepted, 0 not finite, 0 not improved" in capsys.readouterr().err
+
+
+def test_end_points_classify_the_images_that_they_were_trained_for(checkout: Path) -> None:
+    """Read as the attributes say, without the code that made them: of features, class ids and support ids alone."""
+    assert _guarded(STAGE) is Exit.OK
+    store = published()
+    features_ND = read_features(checkout / "data/backbone/features.h5")
+    unit_ND = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
+    (part,) = store.attributes["layout"]
+    weight_NWD = store.end_points()[:, part["offset"] :].reshape(-1, *part["shape"])
+    scores_NWSV = np.einsum(
+        "nwsd,nvd->nwsv", unit_ND[store.support], weight_NWD / np.linalg.norm(weight_NWD, axis=2, keepdims=True)
+    )
+    right = scores_NWSV.argmax(-1) == np.arange(3)[:, None]
+    assert right.mean() > 0.95
+
+
+def test_a_run_stopped_between_blocks_goes_on_to_the_same_bytes(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    set_collect(tasks=64, steps=400)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.collect"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    log, deadline = Path("data/.work/collect/log"), time.monotonic() + 60
+    while not (log.exists() and " unit " in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == Exit.TERMINATED, printed
+    done = len(units())
+    assert 1 <= done < 8
+    assert _guarded(STAGE) is Exit.OK
+    assert units() == [f"block-{n:05d}" for n in range(8)]
+    stopped = verify(Path("data/trajectories"))
+    shutil.rmtree("data/.work")
+    assert _guarded(STAGE) is Exit.OK
+    assert verify(Path("data/trajectories")) == stopped
+
+
+def with_features(features_ND: np.ndarray) -> None:
+    path = Path("data/backbone/features.h5")
+    rows = read_rows(path)
+    shutil.rmtree(path.parent)
+    path.parent.mkdir()
+    write_features(path, features_ND.astype(np.float32), rows=rows)
+    seal(path.parent)
+
+
+def test_paths_that_are_not_finite_are_refused_counted_and_left_out(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One image of one base class has no finite features: whichever task sees it is lost, and no other."""
+    rows, features_ND = read_rows(Path("data/backbone/features.h5")), read_features(Path("data/backbone/features.h5"))
+    bad = int(np.flatnonzero(rows.label == 4)[0])
+    features_ND[bad] = np.inf
+    with_features(features_ND)
+    set_collect(sees="support", tasks=40)
+    assert _guarded(STAGE) is Exit.OK
+    store = published()
+    lost = 40 - len(store)
+    assert 0 < lost < 20
+    assert store.attributes["refused"] == {"not finite": lost, "not improved": 0}
+    assert bad not in store.support
+    assert len(store) == len(set(store.task)) == len(store.end_points())
+    assert f"{40 - lost} accepted, {lost} not finite, 0 not improved" in capsys.readouterr().err
+
+
+def test_settings_that_spoil_most_tasks_end_with_70_and_name_the_learning_rate(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    with_features(rng.normal(size=(CLASSES * IMAGES, DIM)))  # nothing to learn
+    set_collect(learner="linear", optimizer="sgd", lr=1000.0)
+    assert _guarded(STAGE) is Exit.NUMERIC
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("collect: of 20 trajectories 0 not finite, ")
+    assert said.endswith("not improved; lower collect.lr, which is 1000")
+    assert not Path("data/trajectories").exists()
+
+
+def test_more_ways_than_base_classes_is_said(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_collect(way=6)
+    assert _guarded(STAGE) is Exit.DATA
+    assert "train: 6-way episodes need 6 classes, there are 5" in capsys.readouterr().err
