@@ -100,6 +100,7 @@ def test_end_points_classify_the_images_that_they_were_trained_for(checkout: Pat
     assert right.mean() > 0.95
 
 
+@pytest.mark.slow
 def test_a_run_stopped_between_blocks_goes_on_to_the_same_bytes(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     set_collect(tasks=64, steps=400)

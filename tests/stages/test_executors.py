@@ -70,6 +70,7 @@ def test_every_job_is_computed_once_by_whoever_is_asked_for(
     assert here == {executor in ("", "serial")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", PARALLEL)
 def test_a_worker_that_is_killed_costs_its_own_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str) -> None:
     monkeypatch.setenv(VARIABLE, "processes:1" if executor.startswith("processes") else executor)
