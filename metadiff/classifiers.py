@@ -6,25 +6,44 @@ Shapes: G draws, E episodes, W ways, S shots, D features.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.baselines.ncm import mean_rows
+from metadiff.checkpoint import load_checkpoint
 from metadiff.diffusion import gaussian_noise
 from metadiff.evaluation import RowsOf
-from metadiff.generator import Generator, Kind
+from metadiff.generator import Generator, Kind, undump
 from metadiff.methods import Sampling
-from metadiff.methods.metadiff import sampling_of
+from metadiff.methods.metadiff import MODELS, sampling_of
 from metadiff.rng import torch_stream
 
 if TYPE_CHECKING:
     from metadiff.params import Evaluate
 
+Checkpoints = Mapping[str, tuple[dict[str, Tensor], dict[str, Any]]]  # by model
 Generators = Mapping[str, Mapping[Kind, Generator]]  # by model, then by kind of weights
 NAMES = {"task": "metadiff"}  # other models keep their name
+
+
+def read_checkpoints(folder: Path) -> Checkpoints:
+    """The tensors and facts of each model that was trained."""
+    paths = sorted(folder.glob("*.safetensors"), key=lambda path: MODELS.index(path.stem))
+    return {path.stem: load_checkpoint(path) for path in paths}
+
+
+def make_generators(checkpoints: Checkpoints, device: str) -> Generators:
+    """By model and kind of weights. That of the gradient as it began is what the reference's code evaluates."""
+    kinds: dict[str, tuple[Kind, ...]] = {"regression": ("average",), "gradient": ("average", "untrained")}
+    return {
+        model: {kind: undump(*checkpoint, kind=kind, device=device) for kind in kinds.get(model, ("average", "raw"))}
+        for model, checkpoint in checkpoints.items()
+    }
 
 
 def classifiers(
@@ -32,20 +51,39 @@ def classifiers(
 ) -> Iterator[tuple[str, dict[str, RowsOf]]]:
     """The name in metrics.json, and candidates by what sets them apart."""
     yield "ncm", {"": mean_rows}
-    yield "gaussian", {f"ridge {ridge:g}": posterior_rows(posterior, ridge) for ridge in section.ridges}
+    yield (
+        "gaussian",
+        {
+            f"ridge {ridge:g}, spread {spread:g}": posterior_rows(posterior, ridge, spread)
+            for ridge, spread in product(section.ridges, section.spreads)
+        },
+    )
     for model, by_kind in generators.items():
-        name, best = NAMES.get(model, model), by_kind["average"]
-        how = sampling_of(model, section)
+        name, best, hows = NAMES.get(model, model), by_kind["average"], samplings(model, section)
         for kind, generator in by_kind.items():
-            yield name if kind == "average" else f"{name}-{kind}", {"": drawn_rows(generator, section, how)}
+            ways = {about: drawn_rows(generator, section, how) for about, how in hows.items()}
+            yield name if kind == "average" else f"{name}-{kind}", ways
         if model == "task" and section.draws > 1:
-            yield f"{name}-mean", {"": drawn_rows(best, section, how, draws=section.draws)}
+            yield f"{name}-mean", {about: drawn_rows(best, section, how, draws=section.draws) for about, how in hows.items()}
         if model != "gradient" and section.guidance:
-            yield f"{name}-guided", {f"guidance {g:g}": drawn_rows(best, section, how, guidance=g) for g in section.guidance}
+            yield (
+                f"{name}-guided",
+                {
+                    f"guidance {strength:g}, {about}".removesuffix(", "): drawn_rows(best, section, how, guidance=strength)
+                    for strength, (about, how) in product(section.guidance, hows.items())
+                },
+            )
 
 
-def posterior_rows(posterior: GaussianPosterior, ridge: float) -> RowsOf:
-    return lambda support_EWSD, _batch: posterior.rows(support_EWSD, ridge=ridge)[None]
+def samplings(model: str, section: Evaluate) -> dict[str, Sampling]:
+    """In how many steps rows may be drawn; the control takes one, and that of the gradient those of the reference."""
+    if model == "task":
+        return {f"{steps} steps": Sampling(section.sampler, steps) for steps in section.sampling_steps}
+    return {"": sampling_of(model, section.sampler, section.gradient_steps)}
+
+
+def posterior_rows(posterior: GaussianPosterior, ridge: float, spread: float) -> RowsOf:
+    return lambda support_EWSD, _batch: posterior.rows(support_EWSD, ridge=ridge, spread=spread)[None]
 
 
 def drawn_rows(generator: Generator, section: Evaluate, sampling: Sampling, *, draws: int = 1, guidance: float = 0.0) -> RowsOf:

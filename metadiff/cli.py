@@ -26,7 +26,7 @@ TRAJECTORIES = Path("data/trajectories/trajectories.zarr")
 TOY_PLOT = Path("plots/toy.png")
 NEXT = """
 Next:
-  dvc exp run -S metatrain.dropout=0.3   try a parameter; only what it touches runs again
+  dvc exp run -S metatrain.dropout=0.5   try a parameter; only what it touches runs again
   dvc exp show --only-changed            compare it with this run
   dvc plots show --open                  all curves in the browser"""
 

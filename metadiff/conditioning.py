@@ -63,14 +63,24 @@ class Ends:
 class BaseTasks:
     """Batches of training tasks: any W base classes, S random images of each as support; a function of the generator alone."""
 
-    def __init__(self, features_ND: Tensor, data: Rows, *, ends: Ends | None = None) -> None:
-        """Targets are the means over all images of a class or, given ``ends``, trained weights."""
+    def __init__(self, features_ND: Tensor, data: Rows, *, spread: float = 1.0, ends: Ends | None = None) -> None:
+        """Targets are the means over all images of a class or, given ``ends``, trained weights.
+
+        Base classes are moved towards their common mean, each as a whole, until they are ``spread`` times as far from it: the
+        backbone has set the classes it was trained on further apart than it will set new ones.
+        """
         rows, labels = data.of("train"), data.label[data.of("train")]
         members = [torch.from_numpy(rows[labels == label]) for label in np.unique(labels)]
-        self.features_ND = features_ND
         self.counts_C = torch.tensor([len(rows) for rows in members])
         self.rows_CM = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
-        self.means_CD = torch.stack([features_ND[rows].double().mean(0).float() for rows in members])
+        means_CD = torch.stack([features_ND[rows].double().mean(0) for rows in members])
+        moves_CD = (spread - 1) * (means_CD - means_CD.mean(0))
+        self.means_CD = (means_CD + moves_CD).float()
+        self.features_ND = features_ND
+        if spread != 1:
+            self.features_ND = features_ND.clone()
+            for rows_M, move_D in zip(members, moves_CD, strict=True):
+                self.features_ND[rows_M] += move_D.float()
         self.ends = ends
         self.scales = Scales(Scale.of(self.means_CD if ends is None else ends.weights_NWD.flatten(0, 1)), Scale.of(self.means_CD))
         if ends is not None:
@@ -92,8 +102,8 @@ class BaseTasks:
             classes_BW = self.ends_NW[chosen_B]
             target_BWD = self.ends.weights_NWD[chosen_B.to(self.features_ND.device)]
         mean_BWD = self.features_ND[self._support(classes_BW, shot, generator).to(self.features_ND.device)].mean(2)
-        shots_B = torch.full((tasks,), float(shot), device=mean_BWD.device)
-        return Batch(self.scales.weights.standardise(target_BWD), Condition(self.scales.features.standardise(mean_BWD), shots_B))
+        shot_1 = torch.full((1,), float(shot), device=mean_BWD.device)
+        return Batch(self.scales.weights.standardise(target_BWD), Condition(self.scales.features.standardise(mean_BWD), shot_1))
 
     def _support(self, classes_BW: Tensor, shot: int, generator: Generator) -> Tensor:
         """(B, W, S) rows: the images with the smallest of random keys, padding never."""
@@ -105,5 +115,5 @@ class BaseTasks:
 
 def condition_on(support_EWSD: Tensor, features: Scale) -> Condition:
     """What a generator is told of the tasks with these support features."""
-    shots_E = torch.full((len(support_EWSD),), float(support_EWSD.shape[2]), device=support_EWSD.device)
-    return Condition(features.standardise(support_EWSD.mean(2)), shots_E)
+    shot_1 = torch.full((1,), float(support_EWSD.shape[2]), device=support_EWSD.device)
+    return Condition(features.standardise(support_EWSD.mean(2)), shot_1)

@@ -55,7 +55,7 @@ def _sampling_conflicts(metatrain: Metatrain, evaluate: Evaluate | None) -> Iter
         yield "metatrain.times", f"must be at least {SHORTEST_LINEAR} for metatrain.schedule linear, got {metatrain.times}"
     asked = [("metatrain.sampling_steps", metatrain.sampling_steps), ("metatrain.gradient_steps", metatrain.gradient_steps)]
     if evaluate:
-        asked += [("evaluate.sampling_steps", evaluate.sampling_steps), ("evaluate.gradient_steps", evaluate.gradient_steps)]
+        asked += [("evaluate.sampling_steps", max(evaluate.sampling_steps)), ("evaluate.gradient_steps", evaluate.gradient_steps)]
         asked += [("evaluate.curve", max(evaluate.curve, default=1))]
     for key, steps in asked:
         if steps > metatrain.times:
@@ -64,6 +64,8 @@ def _sampling_conflicts(metatrain: Metatrain, evaluate: Evaluate | None) -> Iter
 
 def _target_conflicts(metatrain: Metatrain, collect: Collect) -> Iterator[tuple[str, str]]:
     """What trained weights as targets need."""
+    if metatrain.spread != 1:  # they were trained on features left where they are
+        yield "metatrain.spread", f"must be 1 for metatrain.target trajectory-ends, got {metatrain.spread:g}"
     if metatrain.way != collect.way:
         yield "metatrain.way", f"must be collect.way {collect.way} for metatrain.target trajectory-ends, got {metatrain.way}"
     if collect.learner != "cosine":

@@ -1,6 +1,7 @@
 """Denoisers for a set of class rows: any number of ways, any feature size, every class treated alike.
 
 Shapes: B tasks, W ways, D features. Weights and support means are standardised; t counts from 0; shots is K of each task.
+Where all tasks have the same time, or the same number of shots, one may stand for all of them.
 A generator given to `forward` is what dropout draws from; without one nothing is dropped.
 """
 
@@ -87,7 +88,8 @@ class TaskDenoiser(nn.Module):
         self.dropout = dropout
 
     def forward(self, w_BWD: Tensor, t_B: Tensor, condition: Condition, generator: Generator | None = None) -> Tensor:
-        known_B1F = torch.cat([time_features(t_B), 1 / condition.shots_B[:, None]], dim=1)[:, None]
+        parts, size = (time_features(t_B), 1 / condition.shots_B[:, None]), max(len(t_B), len(condition.shots_B))
+        known_B1F = torch.cat([part.expand(size, -1) for part in parts], dim=1)[:, None]
         gain1, shift1, gain2, shift2 = self.modulate(known_B1F).chunk(4, dim=-1)
         x = self.drop(torch.cat([w_BWD, condition.mean_BWD], dim=-1), generator)
         for number, (layer, gain, shift) in enumerate(((self.enter, gain1, shift1), (self.middle, gain2, shift2))):

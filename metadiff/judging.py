@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from metadiff.baselines.gaussian import GaussianPosterior
+from metadiff.classifiers import Checkpoints, classifiers, make_generators
 from metadiff.episodes import Episodes
 from metadiff.evaluation import (
     BINS,
@@ -24,6 +28,10 @@ from metadiff.evaluation import (
     negative_log_likelihood,
     targets,
 )
+from metadiff.rows import Rows
+
+if TYPE_CHECKING:
+    from metadiff.params import Evaluate
 
 TYPICAL = 10.0  # temperature with which draws are averaged before one is chosen
 RIVALS = ("ncm", "gaussian", "regression")  # every other classifier is compared with these, episode by episode
@@ -36,6 +44,43 @@ class Choice:
     candidate: str
     centre: str
     temperature: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one classifier: one row an episode of any split and number of shots, the bins of its confidence, and what was chosen."""
+
+    rows: pd.DataFrame
+    bins: pd.DataFrame
+    choice: Choice
+
+
+def verdict(
+    name: str,
+    section: Evaluate,
+    drawn: Mapping[tuple[str, int], Episodes],
+    *,
+    data: Rows,
+    features_ND: NDArray[np.float32],
+    checkpoints: Checkpoints,
+    device: str,
+) -> Verdict:
+    """Choose on validation episodes, judge on all. Of plain values, so that a worker elsewhere can do it."""
+    features = torch.from_numpy(features_ND).to(device)
+    posterior = GaussianPosterior(features, data)
+    candidates = dict(classifiers(section, posterior, make_generators(checkpoints, device)))[name]
+    centres = {"origin": None, "base mean": posterior.mean_D.float()}  # from where angles are measured
+    validation = {shot: episodes for (split, shot), episodes in drawn.items() if split == "val"}
+    choice, seen = choose(candidates, features, validation, centres=centres)
+    judged = []
+    for (split, shot), episodes in drawn.items():
+        if split != "val":
+            rows_GEWD = class_rows(candidates[choice.candidate], features, episodes)
+            seen[shot] = cosines(rows_GEWD, features, episodes, centre_D=centres[choice.centre])
+        parts = judge(seen[shot], targets(episodes), temperature=choice.temperature[shot])
+        judged.append([_with_cell(part, split, shot, name) for part in parts])
+    rows, bins = (pd.concat(parts, ignore_index=True) for parts in zip(*judged, strict=True))
+    return Verdict(rows, bins, choice)
 
 
 def choose(
@@ -86,6 +131,12 @@ def summary(rows: pd.DataFrame, bins: pd.DataFrame) -> dict[str, Any]:
             ]
             here[name] |= {f"vs_{rival}": _interval("diff", values - per_cent[rival]) for rival in rivals}
     return metrics
+
+
+def _with_cell(table: pd.DataFrame, split: str, shot: int, classifier: str) -> pd.DataFrame:
+    for name, value in (("classifier", classifier), ("shot", shot), ("split", split)):
+        table.insert(0, name, value)
+    return table
 
 
 def _per_cent(rows: pd.DataFrame) -> np.ndarray:

@@ -42,6 +42,7 @@ class MetaTraining:
         self.device = tasks.features_ND.device
         self.method = method = build(facts, device=str(self.device))
         if settings.compile:
+            torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler too
             method.net.compile()
         self.autocast = settings.bf16 and self.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(method.net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)

@@ -49,6 +49,7 @@ Model = Literal["task", "gradient", "regression"]
 Sampler = Literal["ddim", "dpm-solver", "ancestral", "mean-step"]
 SamplingSteps = Annotated[int, Field(ge=1, le=100_000)]
 Ridge = Annotated[float, Field(gt=0, le=1e6)]
+Spread = Annotated[float, Field(gt=0, le=10)]
 Guidance = Annotated[float, Field(gt=0, le=1e6)]
 
 
@@ -115,6 +116,7 @@ class Collect(Section):
 class Metatrain(Section):
     models: Annotated[tuple[Model, ...], Field(min_length=1, max_length=3), AfterValidator(_distinct)]
     target: Literal["class-means", "trajectory-ends"]
+    spread: Spread
     way: Annotated[int, Field(ge=2, le=100)]
     shots: Shots
     batch: Annotated[int, Field(ge=1, le=65_536)]
@@ -145,8 +147,9 @@ class Evaluate(Section):
     episodes: Annotated[int, Field(ge=2, le=1_000_000)]  # an interval needs two
     seed: Seed
     ridges: Annotated[tuple[Ridge, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
+    spreads: Annotated[tuple[Spread, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
     sampler: Sampler
-    sampling_steps: SamplingSteps
+    sampling_steps: Annotated[tuple[SamplingSteps, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
     gradient_steps: SamplingSteps
     draws: Annotated[int, Field(ge=1, le=1000)]
     guidance: Annotated[tuple[Guidance, ...], Field(min_length=0, max_length=50), AfterValidator(_increasing)]

@@ -125,7 +125,13 @@ def learn(world: World, size: Size, seed: int, advance: Advance) -> dict[str, Ge
 def training(tasks: BaseTasks, size: Size, model: str, seed: int) -> MetaTraining:
     fixed: dict[str, Any] = {"batch": 8, "lr": 2e-3, "weight_decay": 0.01, "ema": 0.995, "hidden": 64, "dropout": 0.0}
     fixed |= {"joint": False, "sum_over_shots": False, "schedule": "linear", "times": 1000, "bf16": False, "compile": False}
-    fixed |= {"target": "class-means", "sampler": DDIM.sampler, "sampling_steps": DDIM.steps, "gradient_steps": DDIM.steps}
+    fixed |= {
+        "target": "class-means",
+        "spread": 1.0,
+        "sampler": DDIM.sampler,
+        "sampling_steps": DDIM.steps,
+        "gradient_steps": DDIM.steps,
+    }
     fixed |= {"val_every": 50, "val_query": size.query, "val_episodes": size.episodes}
     section = Metatrain(models=MODELS, way=min(WIDE, size.base), shots=SHOTS, steps=size.steps, **fixed)
     facts = section.model_dump(include={"hidden", "dropout", "joint", "sum_over_shots", "schedule", "times"})

@@ -1,14 +1,14 @@
 """The trajectory store, trajectories.zarr: the only module that knows zarr.
 
-    weights     (task, step, parameter)  one file a block of tasks; so reading a block opens no other
+    weights     (task, step, parameter)  one file a block of tasks, in it one part a kept step, each of which can be read alone
     loss        (task, step)             accuracy likewise, on all that the task sees
     task        (task,)                  the number of the drawn task: refused ones are left out
     classes     (task, way)              as in the features' table of classes
     support     (task, way, shot)        rows of the features
     step        (step,)                  the kept steps of the optimiser
 
-A file ends in the CRC-32C of its content, which the codec checks at every read. The attributes list all files with their size and
-checksum, so that one that is missing, which zarr would read as NaN, or that is another's is refused too; and they say what a
+Every part ends in the CRC-32C of its content, which the codec checks at every read. The attributes list all files with their size
+and checksums, so that one that is missing, which zarr would read as NaN, or that is another's is refused too; and they say what a
 vector of weights means. Floats are stored as they are: they do not compress (bench/store.py).
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -33,7 +34,7 @@ from metadiff.artifact import sync
 from metadiff.errors import CorruptArtifactError
 from metadiff.trajectory import Floats, Ints, Trajectories
 
-FORMAT = 1
+FORMAT = 2
 CODEC: BytesBytesCodec = Crc32cCodec()
 KIND = "metadiff trajectories"
 AXES = {
@@ -50,7 +51,7 @@ Chunk = tuple[int, ...]
 def write_trajectories(
     path: Path, blocks: Iterable[Trajectories], *, count: int, block: int, steps: tuple[int, ...], about: Mapping[str, Any]
 ) -> None:
-    """Write ``count`` tasks that come in parts of any size, ``block`` tasks a file: never more than two blocks in memory."""
+    """Write ``count`` tasks that come in parts of any size, ``block`` tasks a file: never more than three blocks in memory."""
     group = zarr.create_group(path)
     small: dict[str, list[NDArray[Any]]] = {name: [] for name in AXES if name != "weights"}
     start, syncs = 0, []
@@ -59,7 +60,8 @@ def write_trajectories(
             columns = {name.partition("_")[0]: values for name, values in vars(part).items()}
             weights = columns.pop("weights")
             if not start:
-                array = _create(group, "weights", (count, *weights.shape[1:]), weights.dtype, rows=block)
+                shape = (count, *weights.shape[1:])
+                array = _create(group, "weights", shape, weights.dtype, chunks=(block, 1, shape[2]), shards=(block, *shape[1:]))
             array[start : start + len(weights)] = weights
             syncs.append(disk.submit(sync, path / "weights" / "c" / str(number) / "0" / "0"))
             start += len(weights)
@@ -71,7 +73,11 @@ def write_trajectories(
         raise ValueError(f"{path}: {start} trajectories of {count}")
     _write_small(group, {name: np.concatenate(parts) for name, parts in small.items()} | {"step": np.asarray(steps, np.int32)})
     facts: dict[str, Any] = {"kind": KIND, "format": FORMAT, "zarr": zarr.__version__, "tasks": count, "block": block, **about}
-    facts["files"] = {file.relative_to(path).as_posix(): _facts(file) for file in sorted(path.glob("*/**/*")) if file.is_file()}
+    facts["files"] = {
+        file.relative_to(path).as_posix(): _facts(file, parts=len(steps) if file.is_relative_to(path / "weights") else 0)
+        for file in sorted(path.glob("*/**/*"))
+        if file.is_file()
+    }
     group.attrs.put(facts | {"sha256": _sha256(facts)})
 
 
@@ -115,10 +121,7 @@ class TrajectoryStore:
 
     def weights(self, block: int) -> Floats:
         """A block's weights at all kept steps (T, K, P), from its own file alone."""
-        found: Floats = self._read("weights", (block, 0, 0), self.rows(block))
-        if not np.isfinite(found).all():
-            raise self._broken(f"block {block} of weights", "holds values that are no finite numbers")
-        return found
+        return self._weights(block, slice(None))
 
     def block(self, block: int) -> Trajectories:
         """All that is known of a block's tasks."""
@@ -127,8 +130,8 @@ class TrajectoryStore:
         return Trajectories(*ids, self.weights(block), self.loss[rows], self.accuracy[rows])
 
     def end_points(self) -> Floats:
-        """Where every path ends (N, P): one block at a time in memory beside the result."""
-        return np.concatenate([self.weights(block)[:, -1] for block in range(self.blocks)])
+        """Where every path ends (N, P); the steps on the way there are not read."""
+        return np.concatenate([self._weights(block, slice(-1, None))[:, 0] for block in range(self.blocks)])
 
     @cached_property
     def steps(self) -> Ints:
@@ -160,11 +163,17 @@ class TrajectoryStore:
         """By their row in the features (N, W, S)."""
         return self._read("support", (0, 0, 0))
 
-    def _read(self, name: str, chunk: Chunk, rows: slice = slice(None)) -> NDArray[Any]:
+    def _weights(self, block: int, steps: slice) -> Floats:
+        found: Floats = self._read("weights", (block, 0, 0), (self.rows(block), steps))
+        if not np.isfinite(found).all():
+            raise self._broken(f"block {block} of weights", "holds values that are no finite numbers")
+        return found
+
+    def _read(self, name: str, chunk: Chunk, part: tuple[slice, ...] = ()) -> NDArray[Any]:
         for file in (f"{name}/zarr.json", "/".join([name, "c", *map(str, chunk)])):
             self._check_file(file)
         try:
-            return np.asarray(self._group[name][rows])  # type: ignore[index]
+            return np.asarray(self._group[name][part])  # type: ignore[index]
         except (ValueError, KeyError, TypeError, BaseZarrError) as error:
             raise self._broken(file, f"cannot be read ({error})") from None
 
@@ -174,7 +183,7 @@ class TrajectoryStore:
             raise self._broken(name, "not in the store's list of files")
         if not file.is_file():
             raise self._broken(name, "missing, though the store lists it")
-        found = _facts(file)
+        found = _facts(file, parts=want.get("parts", 0))
         if found != want:
             raise self._broken(name, f"is not the file that the store lists ({found}, listed {want})")
 
@@ -197,15 +206,18 @@ def open_trajectories(path: Path) -> TrajectoryStore:
 def _write_small(group: zarr.Group, arrays: Mapping[str, NDArray[Any]]) -> None:
     """All tasks in one file each."""
     for name, values in arrays.items():
-        _create(group, name, values.shape, values.dtype, rows=len(values))[:] = values
+        _create(group, name, values.shape, values.dtype, chunks=values.shape)[:] = values
 
 
-def _create(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, rows: int) -> zarr.Array[Any]:
+def _create(
+    group: zarr.Group, name: str, shape: Chunk, dtype: np.dtype[Any], *, chunks: Chunk, shards: Chunk | None = None
+) -> zarr.Array[Any]:
     return group.create_array(
         name,
         shape=shape,
         dtype=dtype,
-        chunks=(rows, *shape[1:]),
+        chunks=chunks,
+        shards=shards,
         compressors=[CODEC],
         fill_value=np.nan if dtype.kind == "f" else -1,
         config={"write_empty_chunks": True},  # no pass over the data to find that it is not empty
@@ -217,14 +229,18 @@ def _joined(first: Trajectories, second: Trajectories) -> Trajectories:
     return Trajectories(**{name: np.concatenate([values, getattr(second, name)]) for name, values in vars(first).items()})
 
 
-def _facts(file: Path) -> dict[str, int | str]:
-    """A file's size and checksum: of a chunk the CRC-32C that it ends in, which costs no reading; of metadata the sha256."""
+def _facts(file: Path, *, parts: int = 0) -> dict[str, int | str]:
+    """A file's size and checksums: of metadata the sha256, of data the CRC-32C that it ends in, which costs no reading.
+
+    A file of parts has a checksum at the end of each, then their index: 16 bytes a part and a checksum of its own.
+    """
     size = file.stat().st_size
     if file.name == "zarr.json":
         return {"bytes": size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    ends = [number * ((size - 4) // parts - 16) for number in range(1, parts + 1)] if parts else [size]
     with file.open("rb") as content:
-        content.seek(max(0, size - 4))
-        return {"bytes": size, "crc32c": content.read().hex()}
+        sums = [os.pread(content.fileno(), 4, max(0, end - 4)).hex() for end in ends]
+    return {"bytes": size, "parts": parts, "crc32c": "".join(sums)}
 
 
 def _sha256(facts: Mapping[str, Any]) -> str:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -30,7 +28,7 @@ from metadiff.trajectory import Floats, Trajectories, collect_block, kept_steps,
 from metadiff.trajectory_store import open_trajectories, write_trajectories
 from stages.checks import trajectories_contract
 from stages.contracts import trajectory_facts
-from stages.executors import Job, computed
+from stages.executors import Job, computed_units
 from stages.runner import Run, Stage, main
 
 if TYPE_CHECKING:
@@ -65,39 +63,22 @@ def build(run: Run[Collect]) -> None:
 
 def collect(run: Run[Collect], data: Rows, features_ND: Floats) -> list[Path]:
     """A folder a block: the accepted trajectories, and how many were refused for which reason."""
-    section = run.params
+    section, rows = run.params, data.of("train")
+    base, base_ND = data.take(rows), features_ND[rows]
     starts = range(0, section.tasks, section.block)
-    parts = {f"block-{n:05d}": range(start, min(start + section.block, section.tasks)) for n, start in enumerate(starts)}
-    done = {name for name in parts if run.finished_unit(name)}
-    rows = data.of("train")
-    jobs = block_jobs(run, {name: parts[name] for name in parts if name not in done}, data.take(rows), features_ND[rows])
-    before = sum(len(parts[name]) for name in done)
-    with (
-        run.progress("collecting", total=section.tasks, done=before, unit="tasks") as advance,
-        closing(computed(jobs, machine=run.machine)) as results,
-    ):
-        for name, found in results:
-            with run.unit(name) as folder:
-                save_unit(folder, found, rows)
-            advance(len(parts[name]))
-    folders = [run.finished_unit(name) for name in parts]
-    if None in folders:
-        raise OSError("a block changed right after it was written; is the disk sound?")
-    return [folder for folder in folders if folder]
+    blocks = {f"block-{n:05d}": range(start, min(start + section.block, section.tasks)) for n, start in enumerate(starts)}
 
-
-def block_jobs(
-    run: Run[Collect], parts: dict[str, range], base: Rows, features_ND: Floats
-) -> Iterator[tuple[str, Job[Trajectories]]]:
-    section = run.params
-    sizes = {"way": section.way, "shot": section.shot, "query": 0}
-    for name, numbers in parts.items():
+    def job_of(name: str) -> Job[Trajectories]:
+        numbers, sizes = blocks[name], {"way": section.way, "shot": section.shot, "query": 0}
         drawn = draw_episodes(base, "train", **sizes, episodes=len(numbers), first=numbers.start, seed=run.seed)
-        block = partial(collect_block, section, numbers, drawn, features_ND=features_ND, label_N=base.label)
-        yield name, partial(block, seed=run.seed, device=run.device)
+        block = partial(collect_block, section, numbers, drawn, features_ND=base_ND, label_N=base.label)
+        return partial(block, seed=run.seed, device=run.device)
+
+    sizes = {name: len(numbers) for name, numbers in blocks.items()}
+    return computed_units(run, sizes, job_of, partial(save_unit, rows=rows), what="collecting", unit="tasks")
 
 
-def save_unit(folder: Path, found: Trajectories, rows: NDArray[np.int64]) -> None:
+def save_unit(folder: Path, found: Trajectories, *, rows: NDArray[np.int64]) -> None:
     """The accepted ones of a block, their support by its rows in the features: the workers had the base classes' rows alone."""
     bad = refusals(found)
     good = found.take(~np.any([*bad.values()], axis=0))

@@ -1,4 +1,4 @@
-"""Where blocks of work are computed. The environment variable METADIFF_EXECUTOR says it:
+"""Where units of work are computed. The environment variable METADIFF_EXECUTOR says it:
 
     serial, or not set     in this process
     processes[:N]          in N processes of this machine; by default as many as its processors serve, shared.threads each
@@ -18,11 +18,12 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -32,6 +33,7 @@ from stages.fingerprint import prepare_torch
 
 if TYPE_CHECKING:
     from metadiff.params import Shared
+    from stages.runner import Run
 
 VARIABLE = "METADIFF_EXECUTOR"
 TRIES = 2  # a block whose worker dies as often is not tried again
@@ -63,6 +65,32 @@ def computed(jobs: Iterable[tuple[str, Job[T]]], *, machine: Shared) -> Generato
             _refuse_the_deadly(sorted(name for name, count in deaths.items() if count >= TRIES))
             print(f"a worker died at {', '.join(sorted(held))}: once more", file=sys.stderr)
             left = chain(held.items(), left)
+
+
+def computed_units(
+    run: Run[Any],
+    sizes: Mapping[str, int],
+    job_of: Callable[[str], Job[T]],
+    save: Callable[[Path, T], None],
+    *,
+    what: str,
+    unit: str,
+) -> list[Path]:
+    """A folder a unit of work, in the order of ``sizes``, which says how large each is; those that are there are kept."""
+    left = [name for name in sizes if not run.finished_unit(name)]
+    done = sum(sizes.values()) - sum(sizes[name] for name in left)
+    with (
+        run.progress(what, total=sum(sizes.values()), done=done, unit=unit) as advance,
+        closing(computed(((name, job_of(name)) for name in left), machine=run.machine)) as results,
+    ):
+        for name, found in results:
+            with run.unit(name) as folder:
+                save(folder, found)
+            advance(sizes[name])
+    folders = [run.finished_unit(name) for name in sizes]
+    if None in folders:
+        raise OSError("a unit changed right after it was written; is the disk sound?")
+    return [folder for folder in folders if folder]
 
 
 def _stream(

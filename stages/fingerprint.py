@@ -59,7 +59,7 @@ def prepare_torch(shared: Shared) -> dict[str, object]:
     if shared.device == "cuda" and not torch.cuda.is_available():
         raise ParamsError("params.yaml: shared.device: cuda is asked for, but torch sees no CUDA device here; write cpu")
     torch.set_num_threads(shared.threads)
-    torch.use_deterministic_algorithms(shared.deterministic)
+    torch.set_deterministic_debug_mode("error" if shared.deterministic else "default")  # the other call imports the compiler
     torch.backends.cudnn.deterministic = shared.deterministic
     torch.backends.cudnn.benchmark = not shared.deterministic
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32 on every device

@@ -39,7 +39,7 @@ def build(run: Run[Metatrain]) -> None:
     data = read_rows(FEATURES)
     features_ND = torch.from_numpy(read_features(FEATURES)).to(run.device)
     ends = trained_weights(run.device) if run.params.target == "trajectory-ends" else None
-    tasks = BaseTasks(features_ND, data, ends=ends)
+    tasks = BaseTasks(features_ND, data, spread=run.params.spread, ends=ends)
     trainings = {model: begin(run, tasks, data, model) for model in run.params.models}
     curves = []
     sizes = {"total": len(trainings) * run.params.steps, "done": sum(training.step for training in trainings.values())}
@@ -47,7 +47,8 @@ def build(run: Run[Metatrain]) -> None:
         for model, training in trainings.items():
             train(run, training, model, advance)
             save_checkpoint(run.out / f"{model}.safetensors", dump(training.best, tasks.scales), training.facts)
-            curves.append(pd.DataFrame(training.history).set_index("step").add_prefix(f"{model}_"))
+            curve = pd.DataFrame(training.history).set_index("step").sort_index(axis=1)  # a restored history has another order
+            curves.append(curve.add_prefix(f"{model}_"))
             run.say(f"{model}: best after {training.best_step} steps, {training.best_score:.1f} % on validation episodes")
     pd.concat(curves, axis=1).to_csv(run.out / "curves.csv", lineterminator="\n")
 
@@ -96,7 +97,7 @@ def validation_score(section: Metatrain, tasks: BaseTasks, data: Rows, model: st
     """Per cent on validation episodes, the mean over the numbers of shots: the same episodes and noise at every judgement."""
     sizes = {"way": section.way, "query": section.val_query, "episodes": section.val_episodes}
     episodes = [draw_episodes(data, "val", shot=shot, seed=0, **sizes) for shot in section.shots]
-    sampling = sampling_of(model, section)
+    sampling = sampling_of(model, section.sampler, section.gradient_steps if model == "gradient" else section.sampling_steps)
 
     def score(method: Method) -> float:
         def rows(support_EWSD: torch.Tensor, batch: int) -> torch.Tensor:

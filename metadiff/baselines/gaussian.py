@@ -3,7 +3,8 @@
     w = m + Sb (Sb + Sw / K)^-1 (support mean - m)
 
 m and Sb are mean and covariance of the class means, Sw is the covariance of images about their class, all over base classes. A
-ridge adds to each covariance that share of its mean variance, since there are fewer base classes than features.
+ridge adds to each covariance that share of its mean variance, since there are fewer base classes than features; a spread
+other than 1 says how far new classes are apart, as a share of the distances between those that the backbone was trained on.
 """
 
 import numpy as np
@@ -28,9 +29,9 @@ class GaussianPosterior:
         self.between_DD = torch.cov(means_CD.T)
         self.within_DD = apart_ND.T @ apart_ND / (len(x_ND) - len(counts_C))
 
-    def rows(self, support_EWSD: Tensor, *, ridge: float) -> Tensor:
+    def rows(self, support_EWSD: Tensor, *, ridge: float, spread: float = 1.0) -> Tensor:
         """(E, W, D): the posterior mean of each class."""
-        between, within = (regularise(cov, ridge) for cov in (self.between_DD, self.within_DD))
+        between, within = (regularise(cov, ridge) for cov in (spread**2 * self.between_DD, self.within_DD))
         gain_DD = torch.linalg.solve(between + within / support_EWSD.shape[2], between).T
         apart_EWD = support_EWSD.double().mean(2) - self.mean_D
         rows_EWD: Tensor = self.mean_D + apart_EWD @ gain_DD.T

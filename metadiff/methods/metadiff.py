@@ -8,7 +8,7 @@ Shapes: B tasks, W ways, S shots, D features.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -19,9 +19,6 @@ from metadiff.conditioning import Batch, Scale
 from metadiff.denoiser import Condition, GradientDenoiser, TaskDenoiser, initialise
 from metadiff.diffusion import Denoise, Noise, Schedule
 from metadiff.methods import Guide, Sampling
-
-if TYPE_CHECKING:
-    from metadiff.params import Evaluate, Metatrain
 
 SCHEDULES: dict[str, Callable[[int], Schedule]] = {"linear": diffusion.linear, "cosine": diffusion.cosine}
 MODELS = ("task", "regression", "gradient")
@@ -61,7 +58,7 @@ class MetaDiff:
         a_T, s_T = self.schedule.a_T.tolist(), self.schedule.s_T.tolist()
 
         def estimate(w: Tensor, t: int) -> Tensor:
-            t_B = torch.full((len(w),), t, device=w.device)
+            t_B = torch.full((1,), t, device=w.device)
             x0 = diffusion.to_x0(self.net.kind, self.net(w, t_B, condition), w, a_T[t], s_T[t])
             return guide(x0) if guide else x0
 
@@ -80,7 +77,7 @@ class Regression(MetaDiff):
 
     def _predict(self, condition: Condition, generator: Generator | None) -> Tensor:
         blank = torch.zeros_like(condition.mean_BWD)
-        t_B = torch.full((len(blank),), len(self.schedule) - 1, device=blank.device)
+        t_B = torch.full((1,), len(self.schedule) - 1, device=blank.device)
         out: Tensor = self.net(blank, t_B, condition, generator)
         return out
 
@@ -101,11 +98,9 @@ def support_guide(support_BWSD: Tensor, scale: Scale, *, strength: float, temper
     return guide
 
 
-def sampling_of(model: str, section: Metatrain | Evaluate) -> Sampling:
-    """The gradient denoiser is sampled as in the reference, by mean steps: few steps do not contract its noise."""
-    if model == "gradient":
-        return Sampling("mean-step", section.gradient_steps)
-    return Sampling(section.sampler, section.sampling_steps)
+def sampling_of(model: str, sampler: str, steps: int) -> Sampling:
+    """The gradient denoiser is sampled as in the reference, by mean steps, whatever the others are."""
+    return Sampling("mean-step" if model == "gradient" else sampler, steps)
 
 
 def build(facts: Mapping[str, Any], *, device: str = "cpu") -> MetaDiff:

@@ -22,9 +22,10 @@ SIZES = {
     "pretrain": {"epochs": 8, "batch": 32, "val_episodes": 50},
     "collect": {"tasks": 400, "block": 50},
     "metatrain": {"steps": 120, "val_every": 20, "val_episodes": 50},
+    "evaluate": {"episodes": 400},
 }
 STAGES = tuple(SIZES)
-MOMENTS = {"prepare": 10, "pretrain": 10, "collect": 4, "metatrain": 4}
+MOMENTS = {"prepare": 10, "pretrain": 10, "collect": 4, "metatrain": 4, "evaluate": 4}
 HOOKS = str(Path(__file__).parent / "hooks")
 
 
@@ -122,7 +123,7 @@ def test_a_tree_killed_at_any_moment_goes_on_to_the_same_bytes(
         *(("prepare", f"{name}:{n}") for name in ("replace", "link", "fsync") for n in (1, 3)),
         *(("pretrain", f"rename:{n}") for n in (1, 8, 9, 10)),
         *(("pretrain", f"{name}:{n}") for name in ("replace", "link", "fsync") for n in (2, 4)),
-        *((stage, f"rename:{n}") for stage in ("collect", "metatrain") for n in (2, 7, 9)),
+        *((stage, f"rename:{n}") for stage in ("collect", "metatrain", "evaluate") for n in (2, 7, 9)),
     ],
 )
 def test_a_tree_killed_at_an_exact_operation_goes_on_to_the_same_bytes(

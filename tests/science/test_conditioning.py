@@ -51,6 +51,19 @@ def test_targets_are_the_means_over_all_images_of_base_classes() -> None:
     assert seen == set(range(5))
 
 
+def test_a_spread_moves_base_classes_as_wholes_and_nothing_else() -> None:
+    tasks, moved = BaseTasks(FEATURES, DATA), BaseTasks(FEATURES, DATA, spread=0.25)
+    centre = tasks.means_CD.mean(0)
+    torch.testing.assert_close(moved.means_CD - centre, 0.25 * (tasks.means_CD - centre))
+    torch.testing.assert_close(moved.scales.weights.deviation, 0.25 * tasks.scales.weights.deviation)
+    for label in range(CLASSES):
+        rows = torch.from_numpy(DATA.label == label)
+        before, after = FEATURES[rows], moved.features_ND[rows]
+        torch.testing.assert_close(after - after.mean(0), before - before.mean(0))
+        assert torch.equal(before, after) == (label > 4)
+    torch.testing.assert_close(moved.features_ND[torch.from_numpy(DATA.label == 0)].mean(0), moved.means_CD[0])
+
+
 @pytest.mark.parametrize("shot", [1, 2, 4])
 def test_the_support_is_of_the_class_and_without_repetition(shot: int) -> None:
     """Features that are powers of two a row: their mean says which images it is the mean of."""
@@ -107,7 +120,7 @@ def test_what_a_generator_is_told_at_test_time_is_what_it_was_told_in_training()
     support, scale = FEATURES[:24].view(2, 3, 4, D), Scale(FEATURES.mean(0), torch.tensor(2.0))
     known = condition_on(support, scale)
     torch.testing.assert_close(known.mean_BWD, (support.mean(2) - FEATURES.mean(0)) / 2)
-    assert known.shots_B.tolist() == [4.0, 4.0]
+    assert known.shots_B.tolist() == [4.0]
 
 
 @pytest.mark.parametrize(

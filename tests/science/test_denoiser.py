@@ -52,6 +52,14 @@ def test_tasks_of_a_batch_do_not_see_each_other(name: str) -> None:
     torch.testing.assert_close(net(w, T_B, known)[1:2], alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("net", [*NETS.values(), gradient(sum_over_shots=True)], ids=[*NETS, "sum"])
+@pytest.mark.parametrize("ones", [{"t"}, {"shots"}, {"t", "shots"}], ids=lambda ones: "+".join(sorted(ones)))
+def test_one_time_or_number_of_shots_may_stand_for_all(net: torch.nn.Module, ones: set[str]) -> None:
+    w, known, t_B = normal(B, W, D), condition(shots=3.0), torch.full((B,), 700)
+    short = Condition(known.mean_BWD, known.shots_B[:1] if "shots" in ones else known.shots_B)
+    torch.testing.assert_close(net(w, t_B[:1] if "t" in ones else t_B, short), net(w, t_B, known), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "sees"), [("task", False), ("joint", True), ("gradient", False)])
 def test_only_a_joint_denoiser_lets_rows_see_each_other(name: str, sees: bool) -> None:
     net, w, known = NETS[name], normal(B, W, D), condition()

@@ -43,19 +43,20 @@ def test_the_statistics_are_those_of_numpy() -> None:
     np.testing.assert_allclose(found.within_DD, apart.T @ apart / (12 * 9 - 12), rtol=1e-6)
 
 
-@pytest.mark.parametrize("shot", [1, 5])
-def test_rows_are_the_posterior_mean_of_a_gaussian_model(shot: int) -> None:
+@pytest.mark.parametrize(("shot", "spread"), [(1, 1.0), (5, 1.0), (5, 0.3)])
+def test_rows_are_the_posterior_mean_of_a_gaussian_model(shot: int, spread: float) -> None:
     """With precisions instead of covariances: another way to the same number."""
     x, data, _, _ = sample(40, 30)
     found = GaussianPosterior(x, data)
     support = x[: 2 * 3 * shot].view(2, 3, shot, D)
     ridge = 0.2
-    between = found.between_DD.numpy() + ridge * np.trace(found.between_DD) / D * np.eye(D)
+    apart = spread**2 * found.between_DD.numpy()
+    between = apart + ridge * np.trace(apart) / D * np.eye(D)
     within = found.within_DD.numpy() + ridge * np.trace(found.within_DD) / D * np.eye(D)
     prior, data_precision = np.linalg.inv(between), shot * np.linalg.inv(within)
     mean = support.double().numpy().mean(2)
     expected = (mean @ data_precision + found.mean_D.numpy() @ prior) @ np.linalg.inv(prior + data_precision)
-    np.testing.assert_allclose(found.rows(support, ridge=ridge), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.rows(support, ridge=ridge, spread=spread), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_it_comes_nearer_to_the_class_mean_than_the_support_mean_does() -> None:

@@ -57,7 +57,8 @@ def complaints(folder: Path, content: str | bytes) -> list[str]:
     return [line.removeprefix(f"{folder}/") for line in lines]
 
 
-TRAINED = set_value("metatrain.models", "[task]", set_value("metatrain.target", "trajectory-ends"))
+ENDS = set_value("metatrain.spread", "1", set_value("metatrain.target", "trajectory-ends"))
+TRAINED = set_value("metatrain.models", "[task]", ENDS)
 WRONG_VALUES = [  # key, what to write, what it must be
     ("shared.seed", "-1", f"must be {SEED}, got the number -1"),
     ("shared.seed", "2147483648", f"must be {SEED}, got the number 2147483648"),
@@ -205,8 +206,12 @@ WRONG_TEXTS = {
         set_value("collect.sees", "support", TRAINED),
         [at("metatrain.target", "metatrain.target: trajectory-ends needs collect.sees classes, got support")],
     ),
+    "trained weights of classes left where they are": (
+        set_value("metatrain.spread", "0.5", TRAINED),
+        [at("metatrain.spread", "metatrain.spread: must be 1 for metatrain.target trajectory-ends, got 0.5")],
+    ),
     "no gradient for trained weights": (
-        set_value("metatrain.target", "trajectory-ends"),
+        ENDS,
         [
             at(
                 "metatrain.models",
@@ -219,17 +224,24 @@ WRONG_TEXTS = {
         [at("metatrain.target", "metatrain.target: trajectory-ends needs collect.learner cosine, got linear")],
     ),
     "linear schedule too short": (
-        set_value("metatrain.times", "20"),
+        set_value(
+            "metatrain.times", "20", set_value("metatrain.gradient_steps", "21", set_value("evaluate.gradient_steps", "22"))
+        ),
         [
             at("metatrain.times", "metatrain.times: must be at least 21 for metatrain.schedule linear, got 20"),
-            at("metatrain.gradient_steps", "metatrain.gradient_steps: must be at most metatrain.times 20, got 50"),
-            at("evaluate.gradient_steps", "evaluate.gradient_steps: must be at most metatrain.times 20, got 50"),
+            at("metatrain.gradient_steps", "metatrain.gradient_steps: must be at most metatrain.times 20, got 21"),
+            at("evaluate.gradient_steps", "evaluate.gradient_steps: must be at most metatrain.times 20, got 22"),
         ],
     ),
     "more sampling steps than times": (
-        set_value("metatrain.sampling_steps", "1001", set_value("evaluate.curve", "[1, 2000]")),
+        set_value(
+            "metatrain.sampling_steps",
+            "1001",
+            set_value("evaluate.curve", "[1, 2000]", set_value("evaluate.sampling_steps", "[1, 1002]")),
+        ),
         [
             at("metatrain.sampling_steps", "metatrain.sampling_steps: must be at most metatrain.times 1000, got 1001"),
+            at("evaluate.sampling_steps", "evaluate.sampling_steps: must be at most metatrain.times 1000, got 1002"),
             at("evaluate.curve", "evaluate.curve: must be at most metatrain.times 1000, got 2000"),
         ],
     ),

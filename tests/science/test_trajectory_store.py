@@ -145,13 +145,26 @@ def test_an_edited_attribute_a_missing_entry_and_another_format_are_refused(tmp_
     edit_attributes(write(tmp_path / "a.zarr"), '"seed": 7', '"seed": 8')
     with pytest.raises(CorruptArtifactError, match=r"a\.zarr: zarr\.json: its attributes were changed"):
         open_trajectories(tmp_path / "a.zarr")
-    edit_attributes(write(tmp_path / "b.zarr"), '"format": 1', '"format": 2')
-    with pytest.raises(CorruptArtifactError, match="format 2; this version reads metadiff trajectories, format 1"):
+    edit_attributes(write(tmp_path / "b.zarr"), '"format": 2', '"format": 3')
+    with pytest.raises(CorruptArtifactError, match="format 3; this version reads metadiff trajectories, format 2"):
         open_trajectories(tmp_path / "b.zarr")
     store = open_trajectories(write(tmp_path / "c.zarr"))
     del store.attributes["files"]["loss/c/0/0"]
     with pytest.raises(CorruptArtifactError, match="loss/c/0/0: not in the store's list of files"):
         _ = store.loss
+
+
+def test_where_paths_end_is_read_without_the_way_there(tmp_path: Path) -> None:
+    """So that memory does not grow with the number of kept steps (bench/memory.py)."""
+    path = write(tmp_path / "a.zarr")
+    file = path / "weights/c/1/0/0"
+    damaged = bytearray(file.read_bytes())
+    damaged[BLOCK * SIZE * 4 // 2] ^= 1  # in the middle of the first kept step
+    file.write_bytes(damaged)
+    store = open_trajectories(path)
+    np.testing.assert_array_equal(store.end_points(), content().weights_TKP[:, -1])
+    with pytest.raises(CorruptArtifactError):
+        store.weights(1)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"zarr_format": 3, "node_type": "group", "attributes": {}}'])

@@ -25,10 +25,8 @@ from stages.runner import Exit, _guarded
 from tests.stages.test_collect import checkout, set_collect, units  # noqa: F401 - checkout is a fixture
 
 MACHINE = Shared(seed=0, threads=1, device="cpu", deterministic=True)
-PARALLEL = ("processes:2", pytest.param("dask", marks=pytest.mark.slow))
-SLOW_PARALLEL = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("processes:2", "dask")
-]  # torch starts anew in each worker
+# Slow, since torch starts anew in each worker.
+PARALLEL = [pytest.param(name, marks=pytest.mark.slow) for name in ("processes:2", "dask")]
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +57,7 @@ def fail() -> str:
     raise LookupError("a bug")
 
 
-@pytest.mark.parametrize("executor", ["", "serial", *SLOW_PARALLEL])
+@pytest.mark.parametrize("executor", ["", "serial", *PARALLEL])
 def test_every_job_is_computed_once_by_whoever_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str
 ) -> None:
@@ -70,7 +68,6 @@ def test_every_job_is_computed_once_by_whoever_is_asked_for(
     assert here == {executor in ("", "serial")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("executor", PARALLEL)
 def test_a_worker_that_is_killed_costs_its_own_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str) -> None:
     monkeypatch.setenv(VARIABLE, "processes:1" if executor.startswith("processes") else executor)
@@ -104,7 +101,8 @@ def test_few_more_jobs_are_drawn_than_can_run(tmp_path: Path, monkeypatch: pytes
     results.close()
 
 
-@pytest.mark.parametrize("end", ["error", pytest.param("close", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["error", "close"])
 def test_no_child_outlives_an_end_before_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     monkeypatch.setenv(VARIABLE, "processes:2")
     work = [
@@ -194,7 +192,7 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
-@pytest.mark.parametrize("executor", SLOW_PARALLEL)
+@pytest.mark.parametrize("executor", PARALLEL)
 def test_a_signal_to_all_processes_ends_the_stage_after_a_block(checkout: Path, executor: str) -> None:  # noqa: F811
     """As the terminal sends it: to the children too, which must not die of it or complain."""
     process = started(executor)
@@ -207,7 +205,7 @@ def test_a_signal_to_all_processes_ends_the_stage_after_a_block(checkout: Path, 
     assert psutil.wait_procs(children, timeout=20)[1] == []
 
 
-@pytest.mark.parametrize("executor", SLOW_PARALLEL)
+@pytest.mark.parametrize("executor", PARALLEL)
 def test_children_end_with_a_stage_that_is_killed(checkout: Path, executor: str) -> None:  # noqa: F811
     process = started(executor)
     children = workers(process)

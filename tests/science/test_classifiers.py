@@ -1,0 +1,66 @@
+"""What evaluate compares: every classifier with its candidates, each of which really differs from the others."""
+
+from itertools import combinations
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from metadiff.baselines.gaussian import GaussianPosterior
+from metadiff.classifiers import classifiers, make_generators
+from metadiff.evaluation import RowsOf
+from metadiff.generator import dump
+from metadiff.metatraining import MetaTraining
+from tests.science.test_metatraining import FACTS, PLAIN, TASKS, data
+
+FEATURES, ROWS = data()
+SUPPORT = FEATURES[:60].view(4, 5, 3, -1)
+SECTION = SimpleNamespace(
+    ridges=(0.1, 1.0),
+    spreads=(0.5, 1.0),
+    sampler="ddim",
+    sampling_steps=(1, 4),
+    gradient_steps=5,
+    draws=3,
+    guidance=(20.0, 50.0),
+    seed=0,
+)
+
+
+@pytest.fixture(scope="module")
+def candidates() -> dict[str, dict[str, RowsOf]]:
+    checkpoints = {}
+    for model in ("task", "regression", "gradient"):
+        facts = FACTS | {"model": model}
+        training = MetaTraining(SimpleNamespace(**PLAIN), facts=facts, tasks=TASKS, score=lambda _method: 0.0, seed=0)
+        training.run()
+        checkpoints[model] = (dump(training.best, TASKS.scales), facts)
+    return dict(classifiers(SECTION, GaussianPosterior(FEATURES, ROWS), make_generators(checkpoints, "cpu")))
+
+
+def test_every_choice_is_a_candidate(candidates: dict[str, dict[str, RowsOf]]) -> None:
+    steps = ["1 steps", "4 steps"]
+    guided = ["guidance 20", "guidance 50"]
+    assert {name: [*found] for name, found in candidates.items()} == {
+        "ncm": [""],
+        "gaussian": [f"ridge {ridge}, spread {spread}" for ridge in ("0.1", "1") for spread in ("0.5", "1")],
+        "metadiff": steps,
+        "metadiff-raw": steps,
+        "metadiff-mean": steps,
+        "metadiff-guided": [f"{strength}, {about}" for strength in guided for about in steps],
+        "regression": [""],
+        "regression-guided": guided,
+        "gradient": [""],
+        "gradient-untrained": [""],
+    }
+
+
+@torch.no_grad()
+def test_no_two_give_the_same_rows(candidates: dict[str, dict[str, RowsOf]]) -> None:
+    rows = {(name, about): rows_of(SUPPORT, 0) for name, found in candidates.items() for about, rows_of in found.items()}
+    for key, found in rows.items():
+        assert found.shape == (3 if key[0] == "metadiff-mean" else 1, 4, 5, FEATURES.shape[1])
+    for one, other in combinations(rows, 2):
+        if "metadiff-mean" not in (one[0], other[0]):  # its first draw is that of metadiff
+            assert not np.allclose(rows[one], rows[other], atol=1e-6), (one, other)
