@@ -10,7 +10,7 @@ export PYTHONUTF8 := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro results fresh test test-crash test-slow test-gpu test-all check format docs-data deps lock bench ci-repro
+.PHONY: help install repro results fresh test test-crash test-slow test-gpu test-all check format docs-data deps lock bench study tables ci-repro
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +46,7 @@ fresh: $(BIN)/.runtime ## recompute everything: no work folder, no run-cache
 	@metadiff results
 
 test: $(BIN)/.dev ## the default tests: under four minutes on two cores
-	pytest -n 2 --dist loadfile -m "not slow and not crash and not gpu"
+	pytest -n 2 --dist worksteal -m "not slow and not crash and not gpu"
 
 test-slow: $(BIN)/.dev ## tests that take longer
 	pytest -m "slow and not crash"
@@ -75,7 +75,14 @@ bench: $(BIN)/.runtime ## measurements, each a table and a JSON file in bench/re
 	python -m bench.splits
 	python -m bench.collect
 	python -m bench.store
+	python -m bench.memory
 	python -m bench.sampling
+
+study: $(BIN)/.runtime ## make what is stale of a study, its table and its figure: make study NAME=few-shot
+	dvc repro $(if $(NAME),studies/$(NAME)/dvc.yaml,$(error say which: make study NAME=few-shot))
+
+tables: $(BIN)/.runtime ## write the table of every published study into README.md
+	python -m stages.table --readme
 
 docs-data: $(BIN)/.runtime ## pages that show every data contract and what it found, in data/.work/docs
 	@python -m stages.docs

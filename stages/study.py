@@ -1,0 +1,152 @@
+"""A cell of a study: the stages, run in a folder of its own with the project's parameters as the study changes them.
+
+    python -m stages.study few-shot grocery        prepares the data set, once for all its seeds
+    python -m stages.study few-shot grocery 3      all further stages, with shared.seed 3
+
+studies/<study>/params.yaml says which `datasets` and `seeds` there are, the `paths` of the data sets, and what `changes` in
+params.yaml: for `all` of them, then for one data set. In its folder, cells/<dataset>/<seed>, a cell has such a params.yaml and
+the artifacts under their usual names; what finished there before, with the same parameters, inputs and code, is published again.
+What the study's table is made of is copied to results/<dataset>/<seed>, with the seconds that each classifier takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from metadiff.artifact import write_json
+from metadiff.errors import ParamsError
+from metadiff.params import load
+from stages.imports import ROOT
+
+STUDIES = ROOT / "studies"
+PREPARED = Path("data/prepared")
+AFTER = ("pretrain", "collect", "metatrain", "evaluate")
+OWN = {"shared": {"seed"}, "prepare": {"path"}}  # what the study says elsewhere than in its changes
+TIMED = 500  # tasks
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m stages.study", description="Make a cell of a study.")
+    parser.add_argument("study", choices=sorted(path.parent.name for path in STUDIES.glob("*/params.yaml")))
+    parser.add_argument("dataset", help="as in the study's params.yaml")
+    parser.add_argument("seed", nargs="?", type=int, help="of all training; without it the data set is prepared")
+    chosen = parser.parse_args(arguments)
+    study, dataset, seed = STUDIES / chosen.study, chosen.dataset, chosen.seed
+    cell = cell_folder(study, dataset, seed)
+    try:
+        compose(study, dataset, cell, seed or 0)
+    except ParamsError as error:
+        print(error, file=sys.stderr)
+        return os.EX_USAGE
+    if seed is not None:
+        share(cell.parent / PREPARED, cell / PREPARED)
+    for stage in ("prepare",) if seed is None else AFTER:
+        code = run(stage, cell)
+        if code:
+            return code
+    if seed is not None:
+        keep_results(cell, results_folder(study, dataset, seed))
+    return 0
+
+
+def cell_folder(study: Path, dataset: str, seed: int | None = None) -> Path:
+    return study / "cells" / dataset / ("" if seed is None else str(seed))
+
+
+def results_folder(study: Path, dataset: str, seed: int) -> Path:
+    return study / "results" / dataset / str(seed)
+
+
+def compose(study: Path, dataset: str, cell: Path, seed: int = 0) -> None:
+    """The parameters of a cell, checked."""
+    yaml = YAML()
+    params, varied = (yaml.load(path / "params.yaml") for path in (ROOT, study))
+    where = f"{study / 'params.yaml'}:"
+    if dataset not in varied["paths"]:
+        raise ParamsError(f"{where} paths: no data set {dataset}; there are {', '.join(varied['paths'])}")
+    changes: dict[str, Any] = varied["changes"]
+    for name in ("all", dataset):
+        for section, values in changes.get(name, {}).items():
+            for key in OWN.get(section, set()) & set(values):
+                raise ParamsError(f"{where} changes.{name}.{section}.{key}: the study sets it by its seeds and paths; remove it")
+            params.setdefault(section, {}).update(values)
+    params["shared"]["seed"] = seed
+    params["prepare"]["path"] = os.path.relpath(ROOT / varied["paths"][dataset], cell)
+    cell.mkdir(parents=True, exist_ok=True)
+    yaml.dump(params, cell / "params.yaml")
+    load(cell / "params.yaml")
+
+
+def share(prepared: Path, here: Path) -> None:
+    """What is prepared, by hard links, so that the cell has it as its own."""
+    shutil.rmtree(here, ignore_errors=True)
+    shutil.copytree(prepared, here, copy_function=os.link)
+
+
+def run(stage: str, cell: Path) -> int:
+    """The stage as a process, with the code beside this file.
+
+    Ctrl-C reaches it by itself, as part of the same group; what is sent to this process alone is passed on.
+    """
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    process = subprocess.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=cell, env=environment)
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    return process.wait()
+
+
+def keep_results(cell: Path, results: Path) -> None:
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir(parents=True)
+    for name in ("metrics.json", "episodes.csv"):
+        shutil.copy(cell / "data/results" / name, results / name)
+    write_json(results / "seconds.json", adaptation_seconds(cell))
+
+
+def adaptation_seconds(cell: Path) -> dict[str, float]:
+    """For each classifier, as it was chosen: how long it takes to make the class rows of 1,000 one-shot tasks."""
+    import torch
+
+    from metadiff.baselines.gaussian import GaussianPosterior
+    from metadiff.classifiers import classifiers, make_generators, read_checkpoints
+    from metadiff.episodes import draw_episodes
+    from metadiff.evaluation import class_rows
+    from metadiff.store import read_features, read_rows
+
+    params = load(cell / "params.yaml")
+    torch.set_num_threads(params.shared.threads)
+    section, path = params.evaluate, cell / "data/backbone/features.h5"
+    chosen = json.loads((cell / "data/results/metrics.json").read_bytes())["chosen"]
+    data, features_ND = read_rows(path), torch.from_numpy(read_features(path))
+    generators = make_generators(read_checkpoints(cell / "data/generator"), "cpu")
+    sizes = {"way": section.way, "shot": 1, "query": section.query, "episodes": TIMED}
+    episodes = draw_episodes(data, "test", **sizes, seed=section.seed)
+    seconds = {}
+    for name, candidates in classifiers(section, GaussianPosterior(features_ND, data), generators):
+        rows_of = candidates[chosen[name]["candidate"]]
+        class_rows(rows_of, features_ND, episodes)  # to warm up
+        start = time.perf_counter()
+        class_rows(rows_of, features_ND, episodes)
+        seconds[name] = (time.perf_counter() - start) * 1000 / TIMED
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

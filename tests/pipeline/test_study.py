@@ -1,0 +1,179 @@
+"""Studies: cells with parameters of their own, and the table that is made of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+from scipy import stats
+
+from metadiff.artifact import verify
+from metadiff.errors import ParamsError
+from metadiff.params import load
+from stages import study, table
+from stages.imports import ROOT
+from tests.pipeline.conftest import Repository
+
+PUBLISHED = sorted(path.parent for path in (ROOT / "studies").glob("*/table.json"))
+COLUMNS = {"dataset", "method", "way", "shot", "seeds", "episodes", "accuracy", "ci95", "seconds"}
+
+
+@pytest.fixture
+def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(study, "STUDIES", tmp_path)
+    monkeypatch.setattr(table, "STUDIES", tmp_path)
+    return tmp_path
+
+
+def varied(folder: Path, path: str = "data/builtin/kanjivg.json", **changes: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True)
+    paths = dict.fromkeys(changes, path)
+    text = {"datasets": [*changes], "seeds": [0, 1], "paths": paths, "changes": {"all": {"shared": {"threads": 1}}, **changes}}
+    YAML().dump(text, folder / "params.yaml")
+    return folder
+
+
+def test_a_cell_has_the_projects_parameters_changed_for_all_then_for_its_data_set(studies: Path) -> None:
+    few = varied(studies / "few", one={}, two={"prepare": {"image_size": 40}, "shared": {"threads": 3}})
+    study.compose(few, "two", study.cell_folder(few, "two", 7), 7)
+    study.compose(few, "one", study.cell_folder(few, "one", 0))
+    project, one, two = (
+        load(path) for path in (ROOT / "params.yaml", *(studies / f"few/cells/{c}/params.yaml" for c in ("one/0", "two/7")))
+    )
+    assert (one.shared.threads, two.shared.threads, two.shared.seed, two.prepare.image_size) == (1, 3, 7, 40)
+    assert two.metatrain == one.metatrain == project.metatrain
+    assert (studies / "few/cells/two/7" / two.prepare.path).resolve() == (ROOT / project.prepare.path).resolve()
+
+
+def test_a_data_set_or_parameter_that_there_is_not_is_said(studies: Path) -> None:
+    few = varied(studies / "few", one={"pretrain": {"epocs": 3}}, two={"shared": {"seed": 3}})
+    with pytest.raises(ParamsError, match="paths: no data set tow; there are one, two"):
+        study.compose(few, "tow", studies / "cell")
+    with pytest.raises(ParamsError, match=r"pretrain\.epocs: unknown key; did you mean pretrain\.epochs"):
+        study.compose(few, "one", studies / "cell")
+    with pytest.raises(ParamsError, match=r"changes\.two\.shared\.seed: the study sets it by its seeds and paths; remove it"):
+        study.compose(few, "two", studies / "cell")
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_an_interval_is_over_episodes_and_over_seeds(seeds: int) -> None:
+    values = np.random.default_rng(0).normal(70, 9, (seeds, 400)) + 3 * np.arange(seeds)[:, None]
+    found = table.interval("accuracy", "ci95", values)
+    assert found["accuracy"] == pytest.approx(values.mean(), abs=1e-3)
+    episodes = 1.96 * stats.sem(values.mean(0))
+    over_seeds = stats.t.ppf(0.975, seeds - 1) * stats.sem(values.mean(1)) if seeds > 1 else 0
+    assert found["ci95"] == pytest.approx(np.hypot(episodes, over_seeds), abs=2e-3)
+
+
+def test_rows_pair_the_episodes_of_a_seed(studies: Path) -> None:
+    few = varied(studies / "few", one={})
+    correct = np.random.default_rng(1).integers(30, 70, (2, 2, 50))  # seed, classifier, episode
+    for seed in (0, 1):
+        results = study.results_folder(few, "one", seed)
+        results.mkdir(parents=True)
+        (results / "seconds.json").write_text(json.dumps({"ncm": 0.1, "metadiff": 0.3 + 0.2 * seed}))
+        (results / "metrics.json").write_text(json.dumps({"way": 5, "episodes": 50, "chosen": {"ncm": {}, "metadiff": {}}}))
+        parts = [
+            pd.DataFrame(
+                {"split": split, "shot": 1, "classifier": name, "episode": range(50), "correct": right, "queries": 75, "nll": 0.5}
+            )
+            for split, name, right in (
+                ("test", "ncm", correct[seed, 0]),
+                ("test", "metadiff", correct[seed, 1]),
+                ("val", "ncm", 0),
+            )
+        ]
+        pd.concat(parts).sample(frac=1, random_state=seed).to_csv(results / "episodes.csv", index=False)
+    ncm, metadiff = table.dataset_rows(few, "one", [0, 1])
+    apart = 100 * (correct[:, 1] - correct[:, 0]) / 75
+    assert (ncm["method"], metadiff["method"], metadiff["seeds"], metadiff["seconds"]) == ("ncm", "metadiff", 2, 0.4)
+    assert metadiff["vs_ncm"] == pytest.approx(apart.mean(), abs=1e-3)
+    above = sum(row.mean() > 1.96 * row.std(ddof=1) / 50**0.5 for row in apart)
+    assert metadiff["seeds_above_ncm"] == above
+    assert "vs_ncm" not in ncm
+    table.write_table(few)
+    assert json.loads((few / "table.json").read_bytes()) == [ncm, metadiff]
+    with Image.open(few / "gain.png") as picture:
+        assert picture.width > picture.height
+
+
+def test_more_seeds_than_there_are_factors_for_are_refused(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = varied(studies / "few", one={})
+    YAML().dump(YAML().load(few / "params.yaml") | {"seeds": [*range(11)]}, few / "params.yaml")
+    assert table.main(["few"]) == os.EX_DATAERR
+    assert "seeds: at most 10, got 11" in capsys.readouterr().err
+
+
+CHILD = """
+import pathlib, signal, time
+log = pathlib.Path("log").open("a", buffering=1)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: print(int(number), file=log))
+print("ready", file=log)
+deadline = time.monotonic() + 20
+while time.monotonic() < deadline and "15" not in pathlib.Path("log").read_text().split():
+    time.sleep(0.05)
+"""
+
+
+def test_one_interrupt_reaches_a_stage_once_and_a_termination_is_passed_on(tmp_path: Path) -> None:
+    """As a terminal sends them: Ctrl-C to the whole group, `kill` to one process."""
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/__init__.py").touch()
+    (tmp_path / "stages/child.py").write_text(CHILD)
+    code = "import sys; from pathlib import Path; from stages import study; study.ROOT = Path(sys.argv[1]); "
+    code += "study.run('child', study.ROOT)"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, start_new_session=True)
+    log = tmp_path / "log"
+    wait_for(lambda: log.is_file() and "ready" in log.read_text())
+    os.killpg(parent.pid, signal.SIGINT)
+    wait_for(lambda: "2" in log.read_text().split())
+    os.kill(parent.pid, signal.SIGTERM)
+    assert parent.wait(timeout=20) == 0
+    assert log.read_text().split() == ["ready", "2", "15"]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_readme_has_the_table_of_every_published_study() -> None:
+    for folder in PUBLISHED:
+        rows = json.loads((folder / "table.json").read_bytes())
+        assert all(row.keys() >= COLUMNS for row in rows)
+        begin, end = table.marks(folder.name)
+        assert begin + table.markdown(rows) + end in (ROOT / "README.md").read_text(), "run: make tables"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_study_of_two_seeds_runs_through_dvc_and_again_only_what_changed(tiny: Repository) -> None:
+    changes: dict[str, Any] = {"pictures": {}}
+    varied(tiny.root / "studies/few-shot", "pictures", **changes)
+    graph = (ROOT / "studies/few-shot/dvc.yaml").read_text()
+    (tiny.root / "studies/few-shot/dvc.yaml").write_text(graph)
+    (tiny.root / "studies/few-shot/.gitignore").write_text("/cells/\n/results/\n")
+    tiny.run("dvc", "repro", "studies/few-shot/dvc.yaml")
+    rows = json.loads((tiny.root / "studies/few-shot/table.json").read_text())
+    assert {row["seeds"] for row in rows} == {2}
+    cells = [tiny.root / f"studies/few-shot/cells/pictures/{seed}/data" for seed in (0, 1)]
+    assert verify(cells[0] / "backbone") != verify(cells[1] / "backbone")
+    assert os.stat(cells[0] / "prepared/images.h5").st_nlink > 1
+    text = (tiny.root / "params.yaml").read_text()
+    (tiny.root / "params.yaml").write_text(text.replace("draws: 4", "draws: 2"))
+    said = tiny.run("dvc", "repro", "studies/few-shot/dvc.yaml").stderr
+    assert said.count("metatrain: finished before") == 2
+    assert "evaluate: finished before" not in said
