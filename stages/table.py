@@ -25,11 +25,11 @@ from ruamel.yaml import YAML
 from metadiff.artifact import write_json
 from metadiff.errors import DataError
 from metadiff.evaluation import mean_and_ci95
+from metadiff.judging import RIVALS
 from stages.imports import ROOT
 from stages.study import STUDIES, results_folder
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 0.975 quantiles, from one degree of freedom on
-RIVALS = ("ncm", "gaussian", "regression")
 COLUMNS = ("data", "shots", "classifier", "accuracy", "to ncm", "to gaussian", "to regression", "nll", "s / 1000 tasks")
 DRAWN = ("gaussian", "regression", "metadiff", "metadiff-mean")
 
