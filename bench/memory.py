@@ -20,6 +20,7 @@ import torch
 import stages  # noqa: F401 - pins the instruction set
 from metadiff.conditioning import BaseTasks, Ends
 from metadiff.metatraining import MetaTraining
+from metadiff.methods.metadiff import network_facts
 from metadiff.params import load
 from metadiff.rows import Rows
 from metadiff.trajectory import Trajectories
@@ -51,8 +52,7 @@ def train(store: Path) -> None:
     features_ND = torch.randn(count, DIM, generator=torch.Generator().manual_seed(0))
     opened = open_trajectories(store)
     ends = Ends(torch.from_numpy(opened.end_points()).view(-1, WAY, DIM), torch.from_numpy(opened.classes))
-    facts = section.model_dump(include={"hidden", "dropout", "joint", "sum_over_shots", "schedule", "times"})
-    facts |= {"model": "task", "feature_size": DIM, "seed": 0}
+    facts = network_facts(section, "task", feature_size=DIM, seed=0)
     tasks = BaseTasks(features_ND, data, ends=ends)
     MetaTraining(section, facts=facts, tasks=tasks, score=lambda _method: 0.0, seed=0).run()
 

@@ -4,16 +4,17 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metadiff.errors import CorruptArtifactError
+from metadiff.errors import CorruptArtifactError, DataError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def file_sha256(path: Path) -> str:
@@ -53,31 +54,57 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def seal(folder: Path, *, made_with: Mapping[str, object] | None = None) -> None:
-    """Write the manifest of everything in a folder, after syncing it; the folder is complete from here on."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names}
-    for name in names:
+def seal(folder: Path, *, about: Mapping[str, object] | None = None) -> None:
+    """Write the manifest of everything in a folder, and where it is from, after syncing it; it is complete from here on."""
+    files = inventory(folder)
+    for name in files:
         sync(folder / name)
-    manifest = {"format": FORMAT, "made_with": dict(sorted((made_with or {}).items())), "files": files}
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, {"format": FORMAT, **(about or {}), "files": files})
 
 
-def listed(folder: Path) -> dict[str, dict[str, object]]:
-    """The files that the manifest names, with their sizes and sha256."""
+def inventory(folder: Path) -> dict[str, dict[str, object]]:
+    """The size and sha256 of every file in a folder, by name."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Refuses one that is missing, torn, or of another format."""
     path = folder / MANIFEST
     if not path.is_file():
         raise CorruptArtifactError(f"{path}: missing, so nothing says whether {folder} is complete; make it again: dvc repro")
     try:
         manifest = json.loads(path.read_bytes())
-        found, files = manifest["format"], dict(manifest["files"])
+        found, _ = manifest["format"], dict(manifest["files"])
     except (ValueError, KeyError, TypeError):
         raise CorruptArtifactError(f"{path}: not a manifest; make the folder again: dvc repro") from None
     if found != FORMAT:
         raise CorruptArtifactError(
             f"{path}: format {found}, this version reads format {FORMAT}; make the folder again: dvc repro"
         )
-    return files
+    return dict(manifest)
+
+
+def record(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest tells of its own stage: command, params, inputs, code, versions, files."""
+    return {name: value for name, value in manifest.items() if name not in ("format", "stage", "chain")}
+
+
+def ancestry(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """The record of every stage behind these folders, the first one first; refuses folders that do not belong together."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        manifest = read_manifest(folder)
+        own = {manifest["stage"]: record(manifest)} if "stage" in manifest else {}
+        for stage, facts in (manifest.get("chain", {}) | own).items():
+            if found.setdefault(stage, facts) != facts:
+                raise DataError(f"{folder}: made with another result of {stage} than the other inputs; run: dvc repro")
+    return found
+
+
+def listed(folder: Path) -> dict[str, dict[str, object]]:
+    """The files that the manifest names, with their sizes and sha256."""
+    return dict(read_manifest(folder)["files"])
 
 
 def verify(folder: Path) -> str:

@@ -35,6 +35,7 @@ from metadiff.evaluation import correct_counts, targets
 from metadiff.generator import Generator
 from metadiff.metatraining import MetaTraining
 from metadiff.methods import Sampling
+from metadiff.methods.metadiff import network_facts
 from metadiff.params import Metatrain, Model
 from metadiff.rng import numpy_stream, torch_stream
 from metadiff.rows import SPLITS, Rows
@@ -134,8 +135,7 @@ def training(tasks: BaseTasks, size: Size, model: str, seed: int) -> MetaTrainin
     }
     fixed |= {"val_every": 50, "val_query": size.query, "val_episodes": size.episodes}
     section = Metatrain(models=MODELS, way=min(WIDE, size.base), shots=SHOTS, steps=size.steps, **fixed)
-    facts = section.model_dump(include={"hidden", "dropout", "joint", "sum_over_shots", "schedule", "times"})
-    facts |= {"model": model, "feature_size": size.features, "seed": seed}
+    facts = network_facts(section, model, feature_size=size.features, seed=seed)
     return MetaTraining(section, facts=facts, tasks=tasks, score=lambda _method: 0.0, seed=seed)
 
 

@@ -1,4 +1,4 @@
-"""features, generators -> metrics.json, and a table with one row an episode and classifier.
+"""features, generators -> metrics.json, where it is from (lineage.json), and a table with one row an episode and classifier.
 
 Every classifier is measured on the very same episodes, a pure function of (seed, index); episodes.h5 holds their images as rows
 of data/backbone/features.h5. What a classifier leaves open (a ridge, where angles are measured from, the temperature of its
@@ -65,6 +65,7 @@ def build(run: Run[Evaluate]) -> None:
     sampling_curve(run, generators, features, data).to_csv(run.out / "sampling.csv", index=False, lineterminator="\n")
     about = {"dataset": data.dataset, "way": section.way, "query": section.query, "episodes": section.episodes}
     write_json(run.out / "metrics.json", about | summary(rows, bins) | {"chosen": dict(zip(names, choices, strict=True))})
+    write_json(run.out / "lineage.json", run.lineage())
 
 
 def save_unit(folder: Path, found: Verdict) -> None:
@@ -93,7 +94,7 @@ def sampling_curve(run: Run[Evaluate], generators: Generators, features_ND: torc
                 rows = drawn_rows(generators[model]["average"], section, Sampling(sampler, steps))
                 values.append(round(accuracy(rows, features_ND, episodes[shot]), 3))
                 advance(1)
-                run.stop_if_asked("while drawing the sampling curve", "starts over")
+                run.stop_if_asked("while drawing the sampling curve", "draws it anew, after the classifiers")
             table[f"{NAMES.get(model, model)} {sampler} {shot}-shot"] = values
     return table
 

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metadiff.artifact import file_sha256, verify
 from metadiff.errors import ParamsError
@@ -20,17 +20,23 @@ if TYPE_CHECKING:
     from stages.runner import P, Stage
 
 
-def fingerprint(stage: Stage[P], params: Params, made_with: dict[str, object]) -> str:
-    """Everything that may shape the result, as 16 hexadecimal digits."""
+def origin(stage: Stage[P], params: Params, made_with: dict[str, object]) -> dict[str, Any]:
+    """Everything that may shape the result; the result's manifest carries it."""
     code = closure(f"stages.{stage.name}")
-    facts = {
+    return {
+        "stage": stage.name,
+        "command": f"python -m stages.{stage.name}",
         "params": getattr(params, stage.name).model_dump(mode="json"),
         "shared": {key: getattr(params.shared, key) for key in stage.shared},
         "inputs": {str(folder): verify(folder) for folder in stage.inputs},
         "code": {str(path): file_sha256(ROOT / path) for path in code},
-        "raw": identity(stage.raw(params)) if stage.raw else "",
-        "made_with": made_with,
+        "raw": {str(stage.raw(params)): identity(stage.raw(params))} if stage.raw else {},
+        "made_with": dict(sorted(made_with.items())),
     }
+
+
+def fingerprint(facts: dict[str, Any]) -> str:
+    """As 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

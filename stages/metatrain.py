@@ -21,7 +21,7 @@ from metadiff.evaluation import accuracy
 from metadiff.generator import Generator, dump
 from metadiff.metatraining import MetaTraining
 from metadiff.methods import Method
-from metadiff.methods.metadiff import sampling_of
+from metadiff.methods.metadiff import network_facts, sampling_of
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
 from metadiff.store import read_features, read_rows
@@ -56,8 +56,7 @@ def build(run: Run[Metatrain]) -> None:
 def begin(run: Run[Metatrain], tasks: BaseTasks, data: Rows, model: str) -> MetaTraining:
     """A training as it was after its last finished unit, if there is one."""
     score = validation_score(run.params, tasks, data, model)
-    facts = run.params.model_dump(include={"hidden", "dropout", "joint", "sum_over_shots", "schedule", "times"})
-    facts |= {"model": model, "feature_size": tasks.features_ND.shape[1], "seed": run.seed}
+    facts = network_facts(run.params, model, feature_size=tasks.features_ND.shape[1], seed=run.seed)
     training = MetaTraining(run.params, facts=facts, tasks=tasks, score=score, seed=run.seed)
     for end in reversed(unit_ends(run.params)):
         folder = run.finished_unit(unit_name(model, end))

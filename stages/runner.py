@@ -11,17 +11,18 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from metadiff.artifact import FORMAT, ancestry, inventory, record
 from metadiff.errors import DataError, NumericError, ParamsError
 from metadiff.params import Params, Section, Shared, load
-from stages.fingerprint import fingerprint, prepare_environment
+from stages.fingerprint import fingerprint, origin, prepare_environment
 from stages.progress import progress
 from stages.work import BusyError, Work, only_writer
 
@@ -71,8 +72,9 @@ class Stage(Generic[P]):
 class Run(Generic[P]):
     """One run of a stage: its own section of the params, where to write, how to be resumable."""
 
-    def __init__(self, stage: Stage[P], params: Params, work: Work) -> None:
+    def __init__(self, stage: Stage[P], params: Params, work: Work, lineage: Mapping[str, Any]) -> None:
         self.stage = stage
+        self._lineage = lineage
         self.params: P = getattr(params, stage.name)
         self._shared = params.shared
         self.out = work.building
@@ -121,6 +123,11 @@ class Run(Generic[P]):
     def progress(self, what: str, *, total: int, done: int = 0, unit: str) -> Iterator[Callable[[int], None]]:
         with progress(f"{self.stage.name}: {what}", total=total, done=done, unit=unit) as advance:
             yield advance
+
+    def lineage(self) -> dict[str, Any]:
+        """The record of every stage from the images on, and of this one with what it has written so far."""
+        own = record(self._lineage) | {"files": inventory(self.out)}
+        return {"format": FORMAT, "stages": self._lineage["chain"] | {self.stage.name: own}}
 
     def say(self, *lines: str) -> None:
         for line in lines:
@@ -213,19 +220,20 @@ def _run(stage: Stage[P]) -> Exit:
     params = load("params.yaml")
     with only_writer(WORK / stage.name):
         made_with = prepare_environment(stage, params.shared)
-        key = fingerprint(stage, params, made_with)
-        work = Work(WORK / stage.name, key)
-        run = Run(stage, params, work)
+        facts = origin(stage, params, made_with)
+        lineage = facts | {"chain": ancestry(stage.inputs)}
+        work = Work(WORK / stage.name, fingerprint(facts))
+        run = Run(stage, params, work, lineage)
         try:
             if work.is_finished():
                 run.say("finished before with these params, inputs and code: published again (`make fresh` to recompute)")
             else:
                 work.begin()
                 stage.build(run)
-                if fingerprint(stage, params, made_with) != key:
+                if origin(stage, params, made_with) != facts:
                     work.discard()
                     raise DataError("its inputs or its code changed while it ran, so the result is of no one state; run again")
-                work.finish(made_with)
+                work.finish(lineage)
             run.stop_if_asked("before its result was published")
             with run.undisturbed():
                 work.publish(stage.out)

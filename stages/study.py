@@ -102,14 +102,16 @@ def run(stage: str, cell: Path) -> int:
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    process = subprocess.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=cell, env=environment)
+    started: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
+        for process in started:
+            process.send_signal(number)
 
-    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGTERM, pass_on)  # before there is a stage that could outlive this process
     signal.signal(signal.SIGINT, lambda *_: None)
-    return process.wait()
+    started.append(subprocess.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=cell, env=environment))
+    return started[0].wait()
 
 
 def keep_results(cell: Path, results: Path) -> None:

@@ -14,7 +14,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,9 +108,9 @@ class Work:
         shutil.rmtree(self.run)
         self.log("discarded")
 
-    def finish(self, made_with: dict[str, object]) -> None:
-        """Seal what was built; the units are no longer needed."""
-        seal(self.building, made_with=made_with)
+    def finish(self, about: Mapping[str, object]) -> None:
+        """Seal what was built, with where it is from; the units are no longer needed."""
+        seal(self.building, about=about)
         self.building.rename(self.finished)
         sync(self.run)
         self.log("finished")

@@ -8,7 +8,7 @@ Shapes: B tasks, W ways, S shots, D features.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +19,9 @@ from metadiff.conditioning import Batch, Scale
 from metadiff.denoiser import Condition, GradientDenoiser, TaskDenoiser, initialise
 from metadiff.diffusion import Denoise, Noise, Schedule
 from metadiff.methods import Guide, Sampling
+
+if TYPE_CHECKING:
+    from metadiff.params import Metatrain
 
 SCHEDULES: dict[str, Callable[[int], Schedule]] = {"linear": diffusion.linear, "cosine": diffusion.cosine}
 MODELS = ("task", "regression", "gradient")
@@ -101,6 +104,12 @@ def support_guide(support_BWSD: Tensor, scale: Scale, *, strength: float, temper
 def sampling_of(model: str, sampler: str, steps: int) -> Sampling:
     """The gradient denoiser is sampled as in the reference, by mean steps, whatever the others are."""
     return Sampling("mean-step" if model == "gradient" else sampler, steps)
+
+
+def network_facts(section: Metatrain, model: str, *, feature_size: int, seed: int) -> dict[str, Any]:
+    """All that `build` needs; a checkpoint carries it."""
+    chosen = section.model_dump(include={"hidden", "dropout", "joint", "sum_over_shots", "schedule", "times"})
+    return chosen | {"model": model, "feature_size": feature_size, "seed": seed}
 
 
 def build(facts: Mapping[str, Any], *, device: str = "cpu") -> MetaDiff:

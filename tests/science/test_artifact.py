@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metadiff.artifact import MANIFEST, listed, seal, verify, write_json
-from metadiff.errors import CorruptArtifactError
+from metadiff.artifact import MANIFEST, ancestry, listed, read_manifest, record, seal, verify, write_json
+from metadiff.errors import CorruptArtifactError, DataError
 
 
 @pytest.fixture
@@ -19,22 +19,22 @@ def folder(tmp_path: Path) -> Path:
     (folder / "a.bin").write_bytes(bytes(range(256)) * 9)
     (folder / "b.bin").write_bytes(b"bb")
     (folder / "curves" / "loss.tsv").write_text("1\t2\n")
-    seal(folder, made_with={"torch": "2", "numpy": "1"})
+    seal(folder, about={"stage": "prepare", "made_with": {"numpy": "1"}})
     return folder
 
 
 def test_a_whole_folder_is_verified_and_stands_for_its_content(folder: Path, tmp_path: Path) -> None:
     first = verify(folder)
     assert list(listed(folder)) == ["a.bin", "b.bin", "curves/loss.tsv"]
-    assert json.loads((folder / MANIFEST).read_text())["made_with"] == {"numpy": "1", "torch": "2"}
+    assert json.loads((folder / MANIFEST).read_text())["made_with"] == {"numpy": "1"}
     before = (folder / MANIFEST).read_bytes()
     (folder / MANIFEST).unlink()
-    seal(folder, made_with={"numpy": "1", "torch": "2"})
+    seal(folder, about={"stage": "prepare", "made_with": {"numpy": "1"}})
     assert (folder / MANIFEST).read_bytes() == before
     assert verify(folder) == first
     (folder / "b.bin").write_bytes(b"cc")
     (folder / MANIFEST).unlink()
-    seal(folder, made_with={"numpy": "1", "torch": "2"})
+    seal(folder, about={"stage": "prepare", "made_with": {"numpy": "1"}})
     assert verify(folder) != first
 
 
@@ -94,3 +94,28 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: 
     assert json.loads(path.read_text()) == {"a": 1}
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"a": float("nan")})
+
+
+def made(folder: Path, stage: str, content: str, *inputs: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "file").write_text(content)
+    told = {"stage": stage, "inputs": {path.name: verify(path) for path in inputs}}
+    seal(folder, about=told | {"chain": ancestry(inputs)})
+    return folder
+
+
+def test_a_manifest_tells_of_every_stage_behind_it_the_first_one_first(tmp_path: Path) -> None:
+    one = made(tmp_path / "one", "prepare", "1")
+    two = made(tmp_path / "two", "pretrain", "2", one)
+    three = made(tmp_path / "three", "metatrain", "3", one, two)
+    told = ancestry([two, three])
+    assert list(told) == ["prepare", "pretrain", "metatrain"]
+    assert told["pretrain"] == record(read_manifest(two)) == {"inputs": {"one": verify(one)}, "files": listed(two)}
+
+
+def test_folders_of_two_states_are_refused(tmp_path: Path) -> None:
+    two = made(tmp_path / "two", "pretrain", "2", made(tmp_path / "one", "prepare", "1"))
+    three = made(tmp_path / "three", "metatrain", "3", two)
+    other = made(tmp_path / "other", "pretrain", "of another training", tmp_path / "one")
+    with pytest.raises(DataError, match=r"three: made with another result of pretrain than the other inputs; run: dvc repro"):
+        ancestry([other, three])

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from metadiff.artifact import verify
-from metadiff.errors import CorruptArtifactError, DataError, NumericError
-from metadiff.params import Evaluate
+from metadiff.artifact import file_sha256, listed, read_manifest, record, verify, write_json
+from metadiff.errors import CorruptArtifactError, DataError, NumericError, ParamsError
+from metadiff.params import Evaluate, load
 from stages import PINNED
 from stages.imports import ROOT
+from stages.progress import every
 from stages.runner import Exit, Run, Stage, _guarded, log_row
 
 PROGRAM = """
@@ -330,7 +332,7 @@ def test_live_curves_are_those_of_an_undisturbed_run_and_touch_nothing_else(chec
     before = {path.name for path in checkout.iterdir()} | {"data"}
     assert _guarded(Stage(name="evaluate", out=Path("data/results"), build=undisturbed)) is Exit.OK
     assert _guarded(Stage(name="pretrain", out=Path("data/backbone"), build=resumed)) is Exit.OK
-    assert verify(checkout / "data/results") == verify(checkout / "data/backbone")
+    assert listed(checkout / "data/results") == listed(checkout / "data/backbone")
     assert (checkout / "data/results/curves/plots/metrics/train/loss.tsv").read_text().splitlines()[1] == "0\t2.0"
     assert {path.name for path in checkout.iterdir()} == before
     assert (checkout / "dvc.yaml").read_text() == "stages: {}\n"
@@ -341,6 +343,42 @@ def test_made_with_names_what_the_promise_of_equal_bytes_holds_for(checkout: Pat
     assert run(writes_one_file, versions=("numpy",), shared=("threads", "device", "deterministic")) is Exit.OK
     made = json.loads((checkout / "data/results/manifest.json").read_text())["made_with"]
     assert made.keys() == {"numpy", "torch", "machine", "instructions", "threads", "device", *PINNED}
+
+
+def test_the_manifest_and_the_lineage_say_where_a_result_is_from(checkout: Path) -> None:
+    def build(run: Run[Evaluate]) -> None:
+        writes_one_file(run)
+        write_json(run.out / "lineage.json", run.lineage())
+
+    assert run(build, shared=("seed",)) is Exit.OK
+    manifest = read_manifest(checkout / "data/results")
+    (own,) = json.loads((checkout / "data/results/lineage.json").read_bytes())["stages"].values()
+    assert own["command"] == "python -m stages.evaluate"
+    assert own["params"] == load("params.yaml").evaluate.model_dump(mode="json")
+    assert own["shared"] == {"seed": load("params.yaml").shared.seed}
+    assert own["code"]["stages/evaluate.py"] == file_sha256(ROOT / "stages/evaluate.py")
+    assert manifest["chain"] == {}
+    del manifest["files"]["lineage.json"]  # which cannot tell of itself
+    assert own == record(manifest)
+
+
+@pytest.mark.parametrize(("asked", "lines"), [("", 0), ("0.2", 4), ("9", 0)])
+def test_progress_is_said_in_lines_where_it_is_asked_for(asked: str, lines: int) -> None:
+    code = "import time; from stages.progress import progress\n"
+    code += "with progress('training', total=8, done=4, unit='steps') as advance:\n"
+    code += " for _ in range(4): time.sleep(.25); advance(1)"
+    environment = os.environ | ({"METADIFF_PROGRESS": asked} if asked else {})
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment).stderr.splitlines()
+    assert len(said) == 1 + lines
+    if lines:
+        assert re.fullmatch(r"training: 5 of 8 steps \([34](\.\d)?/s\), 1 s left", said[0])
+
+
+def test_nonsense_for_progress_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METADIFF_PROGRESS", "often")
+    with pytest.raises(ParamsError, match="METADIFF_PROGRESS: must be a number of seconds, got 'often'"):
+        every()
 
 
 def test_the_instruction_set_is_pinned_before_torch_starts() -> None:
