@@ -10,7 +10,7 @@ export PYTHONUTF8 := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro results fresh test test-crash test-slow test-gpu test-all check format docs-data deps lock bench study tables ci-repro
+.PHONY: help install repro results fresh test test-crash test-slow test-gpu test-all check format docs-data deps lock bench study tables flow flow-stop compare ci-repro
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,15 @@ study: $(BIN)/.runtime ## make what is stale of a study, its table and its figur
 
 tables: $(BIN)/.runtime ## write the table of every published study into README.md
 	python -m stages.table --readme
+
+flow: $(BIN)/.runtime ## start a Prefect server and a worker for the deployment metadiff/full
+	@python -m flows.local start
+
+flow-stop: ## end them
+	@python -m flows.local stop
+
+compare: $(BIN)/.runtime ## this run and all experiments, by the columns that matter
+	@metadiff compare
 
 docs-data: $(BIN)/.runtime ## pages that show every data contract and what it found, in data/.work/docs
 	@python -m stages.docs

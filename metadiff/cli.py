@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from metadiff.artifact import write_synced
 from metadiff.errors import DataError, NumericError
 
 if TYPE_CHECKING:
@@ -24,11 +26,12 @@ METRICS = Path("data/results/metrics.json")
 PLOT = Path("plots/run.png")
 TRAJECTORIES = Path("data/trajectories/trajectories.zarr")
 TOY_PLOT = Path("plots/toy.png")
+TRACE = Path("plots/trace.html")
 NEXT = """
 Next:
   dvc exp run -S metatrain.dropout=0.5   try a parameter; only what it touches runs again
-  dvc exp show --only-changed            compare it with this run
-  dvc plots show --open                  all curves in the browser"""
+  metadiff compare                       compare it with this run
+  metadiff trace test.shot1.metadiff     where these numbers are from, down to the images"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,29 +39,54 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     results = commands.add_parser("results", help="the result table of the last run")
     results.add_argument("--split", choices=("test", "val"), default="test", help="which classes; test by default")
+    results.add_argument("--markdown", action="store_true", help="as a table for pages")
     results.add_argument("--next", action="store_true", help="draw the curves too, and say what to do next")
     inspect = commands.add_parser("inspect", help="what a store of trajectories holds, and a picture of it")
     inspect.add_argument("store", nargs="?", default=TRAJECTORIES, type=Path, help=f"by default {TRAJECTORIES}")
     toy = commands.add_parser("toy", help="the smallest proof: Gaussian classes, where the best classifier is known")
     toy.add_argument("--seed", type=int, default=0, help="of the world, the training and the episodes (default: %(default)s)")
     toy.add_argument("--out", type=Path, default=TOY_PLOT, help="where the figure goes (default: %(default)s)")
+    trace = commands.add_parser("trace", help="where a number is from: every stage, parameter and file down to the images")
+    trace.add_argument("result", nargs="?", default="", help="as in metrics.json, such as test.shot1.metadiff.accuracy")
+    trace.add_argument("--experiment", help="of this experiment, as `dvc exp show` names it, instead of the checkout")
+    trace.add_argument("--page", type=Path, default=TRACE, help="where the page with the plots goes (default: %(default)s)")
+    changes = commands.add_parser("changes", help="what a change does to the numbers, as a table for pages")
+    changes.add_argument("commit", help="with which this checkout is compared, such as main")
+    compare = commands.add_parser("compare", help="this run beside all experiments, by the columns that matter")
+    compare.add_argument("--classifier", action="append", help="as often as needed; by default metadiff")
+    compare.add_argument("--split", choices=("test", "val"), default="val", help="which classes; val by default, to choose by")
+    commands.add_parser(
+        "verify", help="compute again whatever can be, and name every link from data to numbers that does not hold"
+    )
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "inspect":
             show_store(Console(), chosen.store)
+        elif chosen.command == "trace":
+            show_trace(plain_console(), chosen.result, chosen.experiment, chosen.page)
+        elif chosen.command == "changes":
+            show_changes(plain_console(), chosen.commit)
+        elif chosen.command == "compare":
+            show_comparison(plain_console(), chosen.classifier or ["metadiff"], split=chosen.split)
+        elif chosen.command == "verify":
+            return show_verification(plain_console())
         elif chosen.command == "toy":
             show_toy(Console(), seed=chosen.seed, out=chosen.out)
         else:
-            console = Console()
-            console = console if console.is_terminal else Console(width=WIDTH)
-            show_results(console, split=chosen.split, with_next=chosen.next)
+            show_results(plain_console(), split=chosen.split, markdown=chosen.markdown, with_next=chosen.next)
     except (DataError, NumericError) as error:
         print(f"metadiff: {error}", file=sys.stderr)
         return 70 if isinstance(error, NumericError) else 65
     return 0
 
 
-def show_results(console: Console, *, split: str, with_next: bool) -> None:
+def plain_console() -> Console:
+    """As wide as a table needs, where no terminal says how wide it is."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def show_results(console: Console, *, split: str, markdown: bool = False, with_next: bool = False) -> None:
     if not METRICS.is_file():
         raise DataError(f"{METRICS}: there is no result yet; make one with: make repro")
     metrics = json.loads(METRICS.read_text(encoding="utf-8"))
@@ -69,7 +97,10 @@ def show_results(console: Console, *, split: str, with_next: bool) -> None:
         MEANING,
     ]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
-    console.print(results_table(metrics, split=split))
+    if markdown:
+        console.print(f"\n{results_markdown(metrics, split=split)}", highlight=False, soft_wrap=True)
+    else:
+        console.print(results_table(metrics, split=split))
     if with_next:
         from metadiff.plots import draw_run  # with pandas and matplotlib, which take a second
 
@@ -88,6 +119,84 @@ def show_store(console: Console, path: Path) -> None:
     console.print(f"Picture:  {draw(store, PLOT.with_name('trajectories.png'))}", highlight=False, soft_wrap=True)
 
 
+def show_trace(console: Console, result: str, experiment: str | None, page: Path) -> None:
+    from metadiff import tracepage
+    from metadiff.lineage import numbers, read_chain
+
+    chain = read_chain(Path(), experiment)
+    found = numbers(chain, result) if result else {}
+    console.print(tracepage.tree(chain, result, found))
+    plots = [] if experiment else pictures()
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_synced(page, tracepage.page(chain, result, found, plots))
+    console.print(f"Page: {page}", highlight=False, soft_wrap=True)
+
+
+def pictures() -> list[Path]:
+    """Of the checkout, drawn from what is there."""
+    from metadiff.plots import draw_run
+
+    run = draw_run(PLOT)
+    return [run] if run else []
+
+
+def show_comparison(console: Console, classifiers: list[str], *, split: str) -> None:
+    """Under the name of each run the parameters in which it differs from the commit of the checkout."""
+    from metadiff.comparison import results
+
+    table = Table()
+    for column in ("run", "data", *COLUMNS[:6]):
+        table.add_column(column, justify="right" if column in COLUMNS and column != "classifier" else "left", no_wrap=True)
+    for result in results(Path()):
+        names = [result.name, *(f"  {key} {value}" for key, value in result.changes.items())]
+        rows = [
+            (result.metrics["dataset"], shot.removeprefix("shot"), name, *[*result_cells(cells[name])][:4])
+            for shot, cells in result.metrics[split].items()
+            for name in filter(cells.__contains__, classifiers)
+        ]
+        for name, row in zip_longest(names, rows, fillvalue=""):
+            table.add_row(name, *row)
+        table.add_section()
+    console.print(f"{split} classes; {MEANING}", highlight=False, soft_wrap=True)
+    wide = Console(width=1000)  # a terminal wraps what is too wide, rich would cut it
+    Console(width=wide.measure(table).maximum).print(table)
+
+
+def show_changes(console: Console, commit: str) -> None:
+    from metadiff.comparison import changes
+
+    found = changes(Path(), commit)
+    lines = ["| classes | shots | classifier | before | now | difference | |", "|---|---|---|---|---|---|---|"]
+    for change in found:
+        apart, mark = "", ""
+        if change.difference:
+            apart = "{:+.2f} ± {:.2f}".format(*change.difference)
+            mark = "within noise" if abs(change.difference[0]) <= change.difference[1] else ""
+        told = ["{:.2f} ± {:.2f}".format(*values) if values else "" for values in (change.before, change.now)]
+        lines.append(f"| {change.split} | {change.shot} | {change.classifier} | {' | '.join(told)} | {apart} | {mark} |")
+    lines += ["", "Accuracy in per cent, ± half of the 95 % interval; differences as if the episodes were others."]
+    console.print("\n".join(lines) if found else f"No accuracy differs from {commit}.", highlight=False, soft_wrap=True)
+
+
+def show_verification(console: Console) -> int:
+    from metadiff.lineage import count_outputs, read_chain, verify_chain
+
+    marks = {"holds": "[green]holds [/green]", "broken": "[red]BROKEN[/red]", "absent": "[yellow]absent[/yellow]"}
+    found = []
+    with bar("verifying", total=count_outputs(read_chain(Path()))) as advance:
+        for link in verify_chain(Path(), advance):
+            found.append(link.state)
+            console.print(f"{marks[link.state]}  {link.name}", highlight=False, soft_wrap=True)
+            for line in link.details:
+                console.print(f"        {line}", highlight=False, soft_wrap=True, markup=False)
+    broken, absent = found.count("broken"), found.count("absent")
+    unseen = f", {absent} could not be looked at" if absent else ""
+    console.print(
+        f"{broken} of {len(found)} links do not hold{unseen}" if broken else f"{len(found) - absent} links hold{unseen}"
+    )
+    return 65 if broken else 0
+
+
 def results_table(metrics: dict[str, Any], *, split: str) -> Table:
     table = Table()
     for column in COLUMNS:
@@ -97,6 +206,13 @@ def results_table(metrics: dict[str, Any], *, split: str) -> Table:
             table.add_row(shot.removeprefix("shot"), name, *result_cells(cell))
         table.add_section()
     return table
+
+
+def results_markdown(metrics: dict[str, Any], *, split: str) -> str:
+    lines = [COLUMNS, ("---",) * len(COLUMNS)]
+    for shot, classifiers in metrics[split].items():
+        lines += [(shot.removeprefix("shot"), name, *result_cells(cell)) for name, cell in classifiers.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def result_cells(cell: dict[str, Any]) -> Iterator[str]:

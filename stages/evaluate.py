@@ -75,7 +75,7 @@ def save_unit(folder: Path, found: Verdict) -> None:
 
 
 def load_unit(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    rows, bins = (pd.read_csv(folder / name, float_precision="round_trip") for name in ("rows.csv", "bins.csv"))
+    rows, bins = (pd.read_csv(folder / name) for name in ("rows.csv", "bins.csv"))
     return rows, bins, json.loads((folder / "choice.json").read_bytes())
 
 

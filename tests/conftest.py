@@ -10,6 +10,11 @@ os.environ |= {"DO_NOT_TRACK": "1", "DVC_NO_ANALYTICS": "1", "GX_ANALYTICS_ENABL
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
+from tests.repository import copy, finished, tiny
+
+__all__ = ["copy", "finished", "one_torch_thread", "tiny"]
+
+
 @pytest.fixture(autouse=True)
 def one_torch_thread() -> None:
     """Tests run beside each other on two cores: one thread each, unless a test asks for more."""

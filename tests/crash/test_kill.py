@@ -13,7 +13,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from tests.pipeline.conftest import Repository, draw_pictures, environment, make_tiny, set_params
+from tests.repository import Repository, draw_pictures, environment, make_tiny, set_params
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 

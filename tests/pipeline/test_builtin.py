@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from metadiff.store import image_blocks, read_rows
-from tests.pipeline.conftest import copy_project, set_params
+from tests.repository import copy_project, set_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

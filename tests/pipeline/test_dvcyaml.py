@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from metadiff.params import leaves, load
 from stages.imports import ROOT, closure
 from stages.runner import Stage
-from tests.pipeline.conftest import Repository, copy_project
+from tests.repository import Repository, copy_project
 
 STAGES = ("prepare", "pretrain", "collect", "metatrain", "evaluate")
 GRAPH: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]

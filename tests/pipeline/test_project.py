@@ -14,6 +14,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from metadiff.cli import WIDTH, results_table
+from metadiff.lineage import verify_chain
 from stages.imports import ROOT
 from stages.runner import Exit
 
@@ -94,3 +95,8 @@ def test_committed_results_belong_to_the_committed_lock() -> None:
     recorded = {out["path"]: out["md5"] for out in outs}
     content = (ROOT / "data/results/metrics.json").read_bytes()
     assert hashlib.md5(content, usedforsecurity=False).hexdigest() == recorded["data/results/metrics.json"]
+
+
+def test_the_committed_result_is_what_its_records_say() -> None:
+    """But for what is not committed or not pulled here."""
+    assert [link for link in verify_chain(ROOT) if link.state == "broken" and link.name != "commit"] == []

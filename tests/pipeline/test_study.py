@@ -22,7 +22,7 @@ from metadiff.errors import ParamsError
 from metadiff.params import load
 from stages import study, table
 from stages.imports import ROOT
-from tests.pipeline.conftest import Repository
+from tests.repository import Repository
 
 PUBLISHED = sorted(path.parent for path in (ROOT / "studies").glob("*/table.json"))
 COLUMNS = {"dataset", "method", "way", "shot", "seeds", "episodes", "accuracy", "ci95", "seconds"}

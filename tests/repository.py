@@ -13,6 +13,8 @@ from stages.imports import ROOT
 
 COPIED = ("metadiff", "stages", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", ".ci", "data", "Makefile")
 FILES = ("dvc.yaml", "params.yaml", "constraints.txt", "pyproject.toml")
+FLOWS = ("flows", "prefect.yaml")  # everything else works without them
+OFFLINE = str(Path(__file__).parent / "pipeline/offline")  # refuses every connection, and to import Prefect
 # Every stage in a second or two; 12 classes so that each split has enough for episodes.
 TINY = {
     "prepare": {"source": "folder", "path": "pictures", "image_size": 16, "split": [0.4, 0.3, 0.3], "min_images": 8},
@@ -75,12 +77,12 @@ def environment() -> dict[str, str]:
     return os.environ | author | quiet
 
 
-def copy_project(root: Path) -> Repository:
+def copy_project(root: Path, *more: str) -> Repository:
     """The committed files of the project that a run needs, in a fresh git repository."""
     skip = shutil.ignore_patterns(
         "__pycache__", ".work", "prepared", "backbone", "trajectories", "generator", "external", "results"
     )
-    for name in COPIED:
+    for name in (*COPIED, *more):
         source, target = ROOT / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, target, ignore=skip) if source.is_dir() else shutil.copy(source, target)
@@ -120,11 +122,29 @@ def tiny(tmp_path: Path) -> Repository:
     return make_tiny(tmp_path / "checkout")
 
 
-def make_tiny(root: Path) -> Repository:
+def make_tiny(root: Path, *more: str) -> Repository:
     root.mkdir()
-    repository = copy_project(root)
+    repository = copy_project(root, *more)
     set_params(root, TINY)
     draw_pictures(root / "pictures")
     repository.run("git", "add", "-A")
     repository.run("git", "commit", "-qm", "first")
     return repository
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A finished and committed run, made without a network and without Prefect."""
+    repository = make_tiny(tmp_path_factory.mktemp("finished") / "checkout")
+    tried = repository.root.parent / "connections"
+    repository.run("dvc", "repro", env={"PYTHONPATH": OFFLINE, "METADIFF_TEST_CONNECTIONS": str(tried)})
+    assert not tried.exists(), tried.read_text()
+    repository.run("git", "add", "-A")
+    repository.run("git", "commit", "-qm", "run")
+    return repository
+
+
+@pytest.fixture
+def copy(finished: Repository, tmp_path: Path) -> Repository:
+    shutil.copytree(finished.root, tmp_path / "checkout", symlinks=True)
+    return Repository(tmp_path / "checkout")
