@@ -117,7 +117,7 @@ def run(stage: str, cell: Path) -> int:
 def keep_results(cell: Path, results: Path) -> None:
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
-    for name in ("metrics.json", "episodes.csv"):
+    for name in ("metrics.json", "episodes.csv", "lineage.json"):
         shutil.copy(cell / "data/results" / name, results / name)
     write_json(results / "seconds.json", adaptation_seconds(cell))
 
