@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metadiff.errors import DataError
-from metadiff.lineage import LINEAGE, METRICS, content, experiments, flat, refuse_unknown
+from metadiff.lineage import METRICS, PARAMS, content, experiments, flat, read_lock, refuse_unknown
 
 HERE = "this checkout"
 
@@ -78,6 +78,5 @@ def _accuracies(metrics: dict[str, Any]) -> dict[tuple[str, str, str], tuple[flo
 
 def _params(root: Path, revision: str | None) -> dict[str, object]:
     """Those that the result was made with, whatever params.yaml says."""
-    stages = json.loads(content(root, LINEAGE, revision))["stages"]
-    own = {name: facts["params"] for name, facts in stages.items()}
-    return flat(own | {"shared": {key: value for facts in stages.values() for key, value in facts["shared"].items()}})
+    used = [stage.get("params", {}).get(PARAMS.name, {}) for stage in read_lock(root, revision).values()]
+    return {key: value for params in used for key, value in flat(params).items()}

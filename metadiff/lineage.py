@@ -6,6 +6,7 @@ artifacts as DVC does; git names the code. A chain holds when all three agree wi
 
 from __future__ import annotations
 
+import configparser
 import difflib
 import hashlib
 import json
@@ -54,9 +55,10 @@ class Chain:
 def read_chain(root: Path, experiment: str | None = None) -> Chain:
     """Of the checkout, or of an experiment as `dvc exp show` names it; DataError for records that cannot be read."""
     revision = experiment_commit(root, experiment) if experiment else None
-    stages = _record(root, LINEAGE, revision, json.loads)["stages"]
-    lock = _record(root, LOCK, revision, YAML(typ="safe").load)["stages"]
-    metrics = _record(root, METRICS, revision, json.loads)
+    lock = read_lock(root, revision)
+    told = _cached(root, lock, LINEAGE) if revision else content(root, LINEAGE)
+    stages = _parsed(LINEAGE, told, json.loads)["stages"]
+    metrics = _parsed(METRICS, content(root, METRICS, revision), json.loads)
     missing = sorted(set(stages) - set(lock))
     if missing:
         raise DataError(f"{LOCK}: knows nothing of {', '.join(missing)}, of which {LINEAGE} tells; {MAKE}")
@@ -68,12 +70,15 @@ def read_chain(root: Path, experiment: str | None = None) -> Chain:
     return Chain(experiment or "this checkout", commit, tuple(sorted(strange)), stages, lock, metrics)
 
 
-def _record(root: Path, path: Path, revision: str | None, parse: Callable[[bytes], Any]) -> Any:  # noqa: ANN401
+def read_lock(root: Path, revision: str | None) -> dict[str, Any]:
+    """What dvc.lock tells of each stage."""
+    return dict(_parsed(LOCK, content(root, LOCK, revision), YAML(typ="safe").load)["stages"])
+
+
+def _parsed(path: Path, text: bytes, parse: Callable[[bytes], Any]) -> Any:  # noqa: ANN401
     try:
-        return dict(parse(content(root, path, revision)))
+        return dict(parse(text))
     except (ValueError, TypeError, YAMLError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: cannot be read as what it should be ({str(error).splitlines()[0]}); {MAKE}") from None
 
 
@@ -97,9 +102,22 @@ def experiment_commit(root: Path, name: str) -> str:
 
 def uncommitted(root: Path, code: list[str]) -> list[str]:
     """Of the files that shape or hold a result those that git does not have as they are."""
-    watched = sorted({*code, "constraints.txt", "dvc.yaml", *map(str, (PARAMS, LOCK, LINEAGE, METRICS))})
+    watched = sorted({*code, "constraints.txt", "dvc.yaml", *map(str, (PARAMS, LOCK, METRICS))})
     status = _git(root, "status", "--porcelain", "--untracked-files=all", "-z", "--", *watched)
     return [entry[3:] for entry in status.split("\0") if len(entry) > 3]
+
+
+def _cached(root: Path, lock: Mapping[str, Mapping[str, Any]], path: Path) -> bytes:
+    """An output as it lies in DVC's cache."""
+    config = configparser.ConfigParser()
+    config.read([root / ".dvc/config", root / ".dvc/config.local"], encoding="utf-8")
+    folder = root / ".dvc" / str(config.get("cache", "dir", fallback="cache"))
+    outs = {out["path"]: str(out["md5"]) for stage in lock.values() for out in stage["outs"]}
+    md5 = outs.get(path.as_posix(), "")
+    cached = folder / "files/md5" / md5[:2] / md5[2:]
+    if not md5 or not cached.is_file():
+        raise DataError(f"{path}: that of the experiment is not in DVC's cache here; `dvc exp pull` or `dvc pull` brings it")
+    return cached.read_bytes()
 
 
 def _sha256_in(root: Path, commit: str, name: str) -> str:
@@ -312,12 +330,12 @@ def refuse_unknown(root: Path, commit: str) -> None:
     _git(root, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", what=f"there is no commit {commit}")
 
 
-def content(root: Path, path: Path, revision: str | None) -> bytes:
+def content(root: Path, path: Path, revision: str | None = None) -> bytes:
     """Of a file as it is in a commit, or as it lies in the checkout."""
     if revision:
         return _git(root, "show", f"{revision}:{path.as_posix()}").encode()
     if not (root / path).is_file():
-        raise DataError(f"{path}: missing; there is no result yet, or it was not pulled. To {MAKE}")
+        raise DataError(f"{path}: not here; where it was made before `dvc pull` brings it, else {MAKE}")
     return (root / path).read_bytes()
 
 

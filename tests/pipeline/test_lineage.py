@@ -201,16 +201,20 @@ def test_a_lock_of_two_states_is_named(copy: Repository) -> None:
     assert "dvc.lock: evaluate used data/backbone 000000000000" in broken(copy)["evaluate: inputs"]
 
 
-def test_a_clone_that_pulled_nothing_says_what_it_cannot_see(
+def test_a_clone_that_pulled_only_the_results_says_what_it_cannot_see(
     finished: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finished.run("git", "clone", "-q", str(finished.root), str(tmp_path / "clone"))
     monkeypatch.chdir(tmp_path / "clone")
+    assert cli.main(["verify"]) == os.EX_DATAERR
+    assert "data/results/lineage.json: not here; where it was made before `dvc pull` brings it" in capsys.readouterr().err
+    for name in ("lineage.json", "episodes.csv"):
+        shutil.copy(finished.root / "data/results" / name, tmp_path / "clone/data/results")
     assert cli.main(["verify"]) == 0
     said = capsys.readouterr().out
     assert "absent  prepare: data/prepared\n        not here; `dvc pull` brings it\n" in said
     assert "absent  data/results/metrics.json: computed again" in said
-    assert said.splitlines()[-1] == "19 links hold, 15 could not be looked at"
+    assert said.splitlines()[-1] == "20 links hold, 14 could not be looked at"
     assert cli.main(["trace", "test.shot1.ncm.accuracy"]) == 0
     assert "prepare  python -m stages.prepare" in capsys.readouterr().out
 
@@ -256,7 +260,7 @@ def test_a_result_that_there_is_not_is_refused_with_the_nearest(
 @pytest.mark.parametrize("what", [lambda root: read_chain(root, "nope"), read_chain])
 def test_what_is_not_there_is_said(finished: Repository, tmp_path: Path, what: Callable[[Path], object]) -> None:
     shutil.copytree(finished.root / ".git", tmp_path / ".git")
-    with pytest.raises(DataError, match=r"no experiment nope; there are: none|data/results/lineage\.json: missing"):
+    with pytest.raises(DataError, match=r"no experiment nope; there are: none|dvc\.lock: not here"):
         what(tmp_path)
 
 

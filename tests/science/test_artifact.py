@@ -76,7 +76,7 @@ def test_swapped_files_are_found(folder: Path) -> None:
         ("[]", "not a manifest"),
         ("{}", "not a manifest"),
         ('{"format": 1, "files": 3}', "not a manifest"),
-        ('{"format": 99, "files": {}}', "format 99, this version reads format 1"),
+        ('{"format": 99, "files": {}}', "format 99, this version reads format 2"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_is_refused(folder: Path, text: str | None, message: str) -> None:
