@@ -30,8 +30,8 @@ PATIENCE = 90.0  # seconds
 READY = """
 Server: {ui}
 Run:    prefect deployment run metadiff/full --watch
-        prefect deployment run metadiff/full --watch --param experiment=lower --params '{{"overrides": {{"metatrain.lr": 5e-5}}}}'
-        dvc exp show --only-changed
+        prefect deployment run metadiff/full --watch --params '{{"experiment": "lower", "overrides": {{"metatrain.lr": 5e-5}}}}'
+        metadiff compare
 End:    make flow-stop
 (source .venv/bin/activate first)"""
 

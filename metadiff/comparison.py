@@ -24,8 +24,11 @@ class Result:
 
 
 def results(root: Path) -> Iterator[Result]:
-    """The checkout's first, then those of the experiments, the newest first."""
-    base = _params(root, "HEAD")
+    """The checkout's first, then those of the experiments, the newest first. Changes are against HEAD."""
+    try:
+        base = _params(root, "HEAD")
+    except DataError:  # it has no results
+        base = _params(root, None)
     for name, revision in [(HERE, None), *experiments(root).items()]:
         try:
             metrics, params = json.loads(content(root, METRICS, revision)), _params(root, revision)

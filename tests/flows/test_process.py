@@ -117,4 +117,5 @@ def test_the_child_of_a_killed_command_does_not_live_on(place: Path) -> None:
 def test_who_does_not_listen_is_made_to_end(place: Path) -> None:
     caller = start(place, "deaf")
     caller.kill()
+    caller.wait(timeout=30)
     wait_for(lambda: not those_in(place))

@@ -127,7 +127,7 @@ def test_a_run_gives_the_bytes_of_dvc_repro_and_a_page_that_tells_all(server: Se
 
 
 def test_two_experiments_at_once_leave_the_checkout_alone(server: Server, by_hand: Repository) -> None:
-    checkout = server.repository
+    checkout = with_results(server)
     before = checkout.run("git", "status", "--porcelain").stdout, checkout.lock()
     runs = [
         server.begin(experiment="fewer", overrides={"evaluate.draws": 2}),
@@ -139,6 +139,16 @@ def test_two_experiments_at_once_leave_the_checkout_alone(server: Server, by_han
     assert {"fewer", "seeded"} <= {*listed}
     assert not [*(checkout.root / ".dvc/tmp/flows").glob("*/")]
     assert lock_of(checkout, "fewer") == lock_of(by_hand, "fewer")
+
+
+def with_results(server: Server) -> Repository:
+    """The checkout with a committed run, whichever tests came before."""
+    checkout = server.repository
+    if not (checkout.root / "dvc.lock").exists():
+        checkout.run("dvc", "repro")
+        checkout.run("git", "add", "-A")
+        checkout.run("git", "commit", "-qm", "run")
+    return checkout
 
 
 def lock_of(repository: Repository, experiment: str) -> str:
@@ -175,7 +185,7 @@ def test_a_failing_stage_shows_the_rows_and_is_not_tried_again(server: Server) -
 
 
 def test_a_killed_worker_ends_its_run_within_a_minute_and_the_next_run_goes_on(server: Server) -> None:
-    checkout, folder = server.repository, server.repository.root / ".dvc/tmp/flows/long"
+    checkout, folder = with_results(server), server.repository.root / ".dvc/tmp/flows/long"
     asked = {"experiment": "long", "overrides": {"pretrain.epochs": 150}}
     name, log = server.begin(**asked), folder / "data/.work/pretrain/log"
     wait_for(lambda: log.exists() and log.read_text().count(" unit ") >= 3, 120)
