@@ -14,7 +14,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from metadiff.cli import WIDTH, results_table
-from metadiff.lineage import verify_chain
+from metadiff.lineage import LINEAGE, verify_chain
 from stages.imports import ROOT
 from stages.runner import Exit
 
@@ -98,5 +98,7 @@ def test_committed_results_belong_to_the_committed_lock() -> None:
 
 
 def test_the_committed_result_is_what_its_records_say() -> None:
-    """But for what is not committed or not pulled here."""
+    """But for what is not committed."""
+    if not (ROOT / LINEAGE).is_file():
+        pytest.skip("a bare clone has no artifacts; after `make repro` or `dvc pull` it has")
     assert [link for link in verify_chain(ROOT) if link.state == "broken" and link.name != "commit"] == []
