@@ -13,6 +13,7 @@ import argparse
 import os
 import re
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,12 +78,14 @@ def metadiff(
     with workplace(name, changed) as root:
         order = stage_order(root, targets)
         get_run_logger().info("%s: %s", root, ", ".join(order))
+        start = time.monotonic()
         for stage in order:
             stage_task.with_options(name=stage, tags={"gpu"} if gpu else set())(root, stage)
+        seconds = time.monotonic() - start
         if "evaluate" in order:
             report.publish(root, experiment=name)
         if name:
-            save(root, name, order)
+            save(root, name, order, seconds=seconds)
             get_run_logger().info("saved as the experiment %s: dvc exp show", name)
 
 

@@ -85,9 +85,12 @@ def _check_out(root: Path, folder: Path, commit: str) -> None:
     _git(root, "worktree", "add", "--force", "--quiet", "--detach", str(folder), commit)
 
 
-def save(folder: Path, name: str, stages: list[str]) -> None:
-    """Of these stages alone, since DVC would miss the outputs of all others, those of studies among them."""
-    _dvc(folder, "exp", "save", "--name", name, *stages)
+def save(folder: Path, name: str, stages: list[str], *, seconds: float) -> None:
+    """Of these stages alone, since DVC would miss the outputs of all others, those of studies among them.
+
+    How long it took stands in the commit's message, where `metadiff compare` finds it: no artifact may hold a time.
+    """
+    _dvc(folder, "exp", "save", "--name", name, "--message", f"{name}: run in {seconds:.0f} seconds", *stages)
 
 
 def remove(root: Path, folder: Path) -> None:

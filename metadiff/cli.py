@@ -145,8 +145,8 @@ def show_comparison(console: Console, classifiers: list[str], *, split: str) -> 
     from metadiff.comparison import results
 
     table = Table()
-    for column in ("run", "data", *COLUMNS[:6]):
-        table.add_column(column, justify="right" if column in COLUMNS and column != "classifier" else "left", no_wrap=True)
+    for column in ("run", "seconds", "data", *COLUMNS[:6]):
+        table.add_column(column, justify="left" if column in ("run", "data", "classifier") else "right", no_wrap=True)
     for result in results(Path()):
         names = [result.name, *(f"  {key} {value}" for key, value in result.changes.items())]
         rows = [
@@ -154,8 +154,8 @@ def show_comparison(console: Console, classifiers: list[str], *, split: str) -> 
             for shot, cells in result.metrics[split].items()
             for name in filter(cells.__contains__, classifiers)
         ]
-        for name, row in zip_longest(names, rows, fillvalue=""):
-            table.add_row(name, *row)
+        for name, seconds, row in zip_longest(names, [result.seconds], rows, fillvalue=""):
+            table.add_row(name, seconds, *row)
         table.add_section()
     console.print(f"{split} classes; {MEANING}", highlight=False, soft_wrap=True)
     wide = Console(width=1000)  # a terminal wraps what is too wide, rich would cut it

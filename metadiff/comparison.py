@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metadiff.errors import DataError
-from metadiff.lineage import METRICS, PARAMS, content, experiments, flat, read_lock, refuse_unknown
+from metadiff.lineage import METRICS, PARAMS, content, experiments, flat, message, read_lock, refuse_unknown
 
 HERE = "this checkout"
+SECONDS = re.compile(r"run in (\d+) seconds")  # as the flow writes it into the commit of an experiment
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Result:
     name: str
     metrics: dict[str, Any]
     changes: dict[str, object]
+    seconds: str  # that the stages took, where the flow ran them; empty elsewhere
 
 
 def results(root: Path) -> Iterator[Result]:
@@ -37,7 +40,8 @@ def results(root: Path) -> Iterator[Result]:
                 raise
             continue  # from before there were results
         changes = {key: params.get(key) for key in sorted(params.keys() | base.keys()) if params.get(key) != base.get(key)}
-        yield Result(name, metrics, changes)
+        seconds = SECONDS.findall(message(root, revision)) if revision else []
+        yield Result(name, metrics, changes, seconds[-1] if seconds else "")
 
 
 @dataclass(frozen=True)

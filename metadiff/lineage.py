@@ -330,6 +330,11 @@ def refuse_unknown(root: Path, commit: str) -> None:
     _git(root, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", what=f"there is no commit {commit}")
 
 
+def message(root: Path, commit: str) -> str:
+    """What was said of a commit."""
+    return _git(root, "log", "-1", "--format=%B", commit)
+
+
 def content(root: Path, path: Path, revision: str | None = None) -> bytes:
     """Of a file as it is in a commit, or as it lies in the checkout."""
     if revision:

@@ -6,6 +6,7 @@ import pytest
 
 from flows import worktree
 from flows.dvcrepo import stage_order
+from metadiff.comparison import results
 from metadiff.errors import ParamsError
 from stages.imports import ROOT
 from tests.repository import Repository
@@ -87,10 +88,11 @@ def test_a_worktree_is_kept_for_the_next_run_if_its_run_fails(copy: Repository) 
         ):
             raise AssertionError
         copy.run("dvc", "--cd", str(folder), "repro")
-        worktree.save(folder, "one", stage_order(folder))
+        worktree.save(folder, "one", stage_order(folder), seconds=12.3)
     assert not folder.exists()
     assert copy.run("git", "status", "--porcelain").stdout == ""
     assert copy.run("dvc", "exp", "list", "--name-only").stdout.split()[-1] == "one"
+    assert [(result.name, result.seconds) for result in results(copy.root)] == [("this checkout", ""), ("one", "12")]
     with (
         pytest.raises(ValueError, match="there is one named one; take another name, or first: dvc exp remove one"),
         worktree.experiment(copy.root, "one", {}),

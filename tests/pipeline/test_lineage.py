@@ -275,7 +275,7 @@ def test_an_experiment_is_compared_and_traced(
     assert cli.main(["compare", "--classifier", "metadiff", "--classifier", "ncm"]) == 0
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [row[0] for row in rows] == ["this checkout", "", "", "", "fewer-draws", "evaluate.draws 2", "", ""]
-    assert [row[2:4] for row in rows[:4]] == [["1", "metadiff"], ["1", "ncm"], ["2", "metadiff"], ["2", "ncm"]]
+    assert [row[3:5] for row in rows[:4]] == [["1", "metadiff"], ["1", "ncm"], ["2", "metadiff"], ["2", "ncm"]]
     assert cli.main(["trace", "--experiment", "fewer-draws", "test.shot1.ncm"]) == 0
     assert "draws 2," in " ".join(re.sub("[│├└─]", " ", capsys.readouterr().out).split())
     assert "fewer-draws" in copy.run("dvc", "exp", "show", "--csv").stdout
