@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from metadiff.baselines.gaussian import Posterior
 from metadiff.denoiser import Condition
 from metadiff.errors import DataError
 from metadiff.rows import Rows
@@ -63,6 +64,8 @@ class Ends:
 class BaseTasks:
     """Batches of training tasks: any W base classes, S random images of each as support; a function of the generator alone."""
 
+    posterior: Posterior | None = None  # then a task is told by what that expects of its classes, not by the means of supports
+
     def __init__(self, features_ND: Tensor, data: Rows, *, spread: float = 1.0, ends: Ends | None = None) -> None:
         """Targets are the means over all images of a class or, given ``ends``, trained weights.
 
@@ -101,9 +104,9 @@ class BaseTasks:
             chosen_B = torch.randint(len(self.ends_NW), (tasks,), generator=generator)
             classes_BW = self.ends_NW[chosen_B]
             target_BWD = self.ends.weights_NWD[chosen_B.to(self.features_ND.device)]
-        mean_BWD = self.features_ND[self._support(classes_BW, shot, generator).to(self.features_ND.device)].mean(2)
-        shot_1 = torch.full((1,), float(shot), device=mean_BWD.device)
-        return Batch(self.scales.weights.standardise(target_BWD), Condition(self.scales.features.standardise(mean_BWD), shot_1))
+        support_BWSD = self.features_ND[self._support(classes_BW, shot, generator).to(self.features_ND.device)]
+        condition = condition_on(support_BWSD, self.scales.features, self.posterior)
+        return Batch(self.scales.weights.standardise(target_BWD), condition)
 
     def _support(self, classes_BW: Tensor, shot: int, generator: Generator) -> Tensor:
         """(B, W, S) rows: the images with the smallest of random keys, padding never."""
@@ -113,7 +116,9 @@ class BaseTasks:
         return self.rows_CM[classes_BW].gather(2, chosen_BWS)
 
 
-def condition_on(support_EWSD: Tensor, features: Scale) -> Condition:
+def condition_on(support_EWSD: Tensor, features: Scale, posterior: Posterior | None = None) -> Condition:
     """What a generator is told of the tasks with these support features."""
-    shot_1 = torch.full((1,), float(support_EWSD.shape[2]), device=support_EWSD.device)
-    return Condition(features.standardise(support_EWSD.mean(2)), shot_1)
+    shot, mean_EWD = support_EWSD.shape[2], support_EWSD.mean(2)
+    if posterior is not None:
+        mean_EWD = posterior.expect(mean_EWD, shot).to(mean_EWD.dtype)
+    return Condition(features.standardise(mean_EWD), torch.full((1,), float(shot), device=mean_EWD.device))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from metadiff.baselines.gaussian import Posterior
 from metadiff.conditioning import Scale, Scales, condition_on
 from metadiff.diffusion import Noise
 from metadiff.errors import CorruptArtifactError
@@ -16,25 +17,29 @@ from metadiff.methods.metadiff import build, support_guide
 
 Kind = Literal["average", "raw", "untrained"]  # the moving average of the weights, the weights themselves, or where they began
 SCALE = ("mean_D", "deviation")
+POSTERIOR = ("mean_D", "between_DD", "within_DD")
 
 
 @dataclass(frozen=True)
 class Generator:
     method: Method
     scales: Scales
+    posterior: Posterior | None = None  # what it was trained to correct; without one the means of supports
 
     def rows(self, support_EWSD: Tensor, sampling: Sampling, noise: Noise, *, guidance: float = 0.0) -> Tensor:
         """(E, W, D) rows of a cosine classifier; ``guidance`` is how strongly the support's own loss steers the sampling."""
         if guidance:
             guide = support_guide(support_EWSD, self.scales.weights, strength=guidance)
             sampling = replace(sampling, guide=guide)
-        condition = condition_on(support_EWSD, self.scales.features)
+        condition = condition_on(support_EWSD, self.scales.features, self.posterior)
         return self.scales.weights.restore(self.method.sample(condition, sampling, noise))
 
 
-def dump(best: Mapping[str, Mapping[str, Tensor]], scales: Scales) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: both kinds of trained weights, and the scales."""
+def dump(best: Mapping[str, Mapping[str, Tensor]], scales: Scales, posterior: Posterior | None = None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: both kinds of trained weights, the scales, and the posterior if there is one."""
     tensors = {f"{kind}/{name}": value for kind, weights in best.items() for name, value in weights.items()}
+    if posterior:
+        tensors |= {f"posterior/{name}": getattr(posterior, name) for name in POSTERIOR}
     return tensors | {f"scale/{of}/{name}": value for of, scale in vars(scales).items() for name, value in vars(scale).items()}
 
 
@@ -52,4 +57,5 @@ def undump(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, kind: Kin
     if want:
         method.net.load_state_dict({name.removeprefix(f"{kind}/"): tensors[name] for name in want})
     scale = {of: Scale(*(tensors[f"scale/{of}/{name}"].to(device) for name in SCALE)) for of in ("weights", "features")}
-    return Generator(method, Scales(**scale))
+    parts = [tensors[f"posterior/{name}"].to(device) for name in POSTERIOR if f"posterior/{name}" in tensors]
+    return Generator(method, Scales(**scale), Posterior(*parts) if parts else None)

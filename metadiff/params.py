@@ -117,6 +117,8 @@ class Metatrain(Section):
     models: Annotated[tuple[Model, ...], Field(min_length=1, max_length=3), AfterValidator(_distinct)]
     target: Literal["class-means", "trajectory-ends"]
     spread: Spread
+    correct: Literal["means", "posterior"]
+    ridge: Ridge
     way: Annotated[int, Field(ge=2, le=100)]
     shots: Shots
     batch: Annotated[int, Field(ge=1, le=65_536)]

@@ -8,17 +8,20 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("metadiff", "stages", "flows")
+# These say which parameters are allowed. What a stage gets of them are values, which are tracked as such: a new parameter of one
+# stage is no reason to run another again.
+CHECKERS = {Path("metadiff", f"{name}.py") for name in ("params", "conflicts", "problems", "yamlfile")}
 
 
 def closure(module: str, root: Path = ROOT) -> list[Path]:
-    """All files of the project that importing ``module`` can execute, sorted, relative to the root."""
+    """All files of the project that importing ``module`` can execute, but for the checkers; sorted, relative to the root."""
     found: set[Path] = set()
     waiting = [module]
     while waiting:
         for path in _files(waiting.pop(), root) - found:
             found.add(path)
             waiting += imported(root / path)
-    return sorted(found)
+    return sorted(found - CHECKERS)
 
 
 def imported(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
+from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.checkpoint import load_checkpoint, save_checkpoint
 from metadiff.conditioning import BaseTasks, Ends
 from metadiff.diffusion import gaussian_noise
@@ -39,18 +40,30 @@ def build(run: Run[Metatrain]) -> None:
     data = read_rows(FEATURES)
     features_ND = torch.from_numpy(read_features(FEATURES)).to(run.device)
     ends = trained_weights(run.device) if run.params.target == "trajectory-ends" else None
-    tasks = BaseTasks(features_ND, data, spread=run.params.spread, ends=ends)
-    trainings = {model: begin(run, tasks, data, model) for model in run.params.models}
+    tasks = {model: base_tasks(run.params, features_ND, data, ends, model) for model in run.params.models}
+    trainings = {model: begin(run, tasks[model], data, model) for model in run.params.models}
     curves = []
     sizes = {"total": len(trainings) * run.params.steps, "done": sum(training.step for training in trainings.values())}
     with run.progress("training", **sizes, unit="steps") as advance:
         for model, training in trainings.items():
             train(run, training, model, advance)
-            save_checkpoint(run.out / f"{model}.safetensors", dump(training.best, tasks.scales), training.facts)
+            save_checkpoint(
+                run.out / f"{model}.safetensors",
+                dump(training.best, training.tasks.scales, training.tasks.posterior),
+                training.facts,
+            )
             curve = pd.DataFrame(training.history).set_index("step").sort_index(axis=1)  # a restored history has another order
             curves.append(curve.add_prefix(f"{model}_"))
             run.say(f"{model}: best after {training.best_step} steps, {training.best_score:.1f} % on validation episodes")
     pd.concat(curves, axis=1).to_csv(run.out / "curves.csv", lineterminator="\n")
+
+
+def base_tasks(section: Metatrain, features_ND: torch.Tensor, data: Rows, ends: Ends | None, model: str) -> BaseTasks:
+    """The reference's network knows the means of supports alone."""
+    tasks = BaseTasks(features_ND, data, spread=section.spread, ends=ends)
+    if section.correct == "posterior" and model != "gradient":
+        tasks.posterior = GaussianPosterior(tasks.features_ND, data).settled(ridge=section.ridge)
+    return tasks
 
 
 def begin(run: Run[Metatrain], tasks: BaseTasks, data: Rows, model: str) -> MetaTraining:
@@ -101,7 +114,7 @@ def validation_score(section: Metatrain, tasks: BaseTasks, data: Rows, model: st
     def score(method: Method) -> float:
         def rows(support_EWSD: torch.Tensor, batch: int) -> torch.Tensor:
             noise = gaussian_noise(torch_stream(0, "validation", batch))
-            return Generator(method, tasks.scales).rows(support_EWSD, sampling, noise)[None]
+            return Generator(method, tasks.scales, tasks.posterior).rows(support_EWSD, sampling, noise)[None]
 
         return sum(accuracy(rows, tasks.features_ND, drawn) for drawn in episodes) / len(episodes)
 

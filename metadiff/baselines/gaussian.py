@@ -7,11 +7,31 @@ ridge adds to each covariance that share of its mean variance, since there are f
 other than 1 says how far new classes are apart, as a share of the distances between those that the backbone was trained on.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from metadiff.rows import Rows
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The posterior with its ridge and spread settled, and so a linear map of the support mean for each number of shots."""
+
+    mean_D: Tensor
+    between_DD: Tensor
+    within_DD: Tensor
+    _gains: dict[int, Tensor] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def expect(self, mean_EWD: Tensor, shot: int) -> Tensor:
+        """(E, W, D): the mean of each class, as expected from that of its support; float64."""
+        if shot not in self._gains:
+            self._gains[shot] = torch.linalg.solve(self.between_DD + self.within_DD / shot, self.between_DD)
+        return self.mean_D + (mean_EWD.double() - self.mean_D) @ self._gains[shot]
 
 
 class GaussianPosterior:
@@ -31,11 +51,12 @@ class GaussianPosterior:
 
     def rows(self, support_EWSD: Tensor, *, ridge: float, spread: float = 1.0) -> Tensor:
         """(E, W, D): the posterior mean of each class."""
+        posterior = self.settled(ridge=ridge, spread=spread)
+        return posterior.expect(support_EWSD.double().mean(2), support_EWSD.shape[2]).to(support_EWSD.dtype)
+
+    def settled(self, *, ridge: float, spread: float = 1.0) -> Posterior:
         between, within = (regularise(cov, ridge) for cov in (spread**2 * self.between_DD, self.within_DD))
-        gain_DD = torch.linalg.solve(between + within / support_EWSD.shape[2], between).T
-        apart_EWD = support_EWSD.double().mean(2) - self.mean_D
-        rows_EWD: Tensor = self.mean_D + apart_EWD @ gain_DD.T
-        return rows_EWD.to(support_EWSD.dtype)
+        return Posterior(self.mean_D, between, within)
 
 
 def regularise(covariance_DD: Tensor, ridge: float) -> Tensor:
