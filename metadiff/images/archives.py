@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import lzma
 import os
@@ -83,7 +84,7 @@ def _unpack(archive: Path, into: Path, advance: Callable[[int], None]) -> None:
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     except ANY_FAULT as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the second: a place that cannot be
             raise
         text = " ".join(ascii(str(error))[1:-1].split())[:80]
         raise DataError(f"{where}: broken or cut ({text or type(error).__name__}); bring the archive again") from None
@@ -95,11 +96,8 @@ def _write(member: Member, path: Path) -> Iterator[int]:
     with path.open("xb") as file:
         os.fchmod(file.fileno(), 0o644)
         for piece in member.pieces:
-            written += len(piece)
-            if written > member.size:
-                raise DataError(f"more content than the {member.size} bytes that are declared")
             yield len(piece)
-            file.write(piece)
+            written += file.write(piece)
     if written < member.size:
         raise DataError(f"cut: {written} bytes of {member.size}; bring the archive again")
 
@@ -130,7 +128,7 @@ def _harm_of_zip(info: zipfile.ZipInfo) -> str:
 
 
 def _zip_pieces(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    info.file_size += 1  # zipfile stops at the size that is declared; so it is seen that there is more
+    info.file_size += 1  # zipfile stops at the size that is declared; so the checksum is wrong if there is more
     with archive.open(info) as file:
         while piece := file.read(PIECE):
             yield piece
