@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +21,51 @@ RUNS_A_PROGRAM = ("EPS",)  # Pillow hands these to Ghostscript
 
 def decode_file(path: Path, *, root: Path, image_size: int, color: str) -> NDArray[np.uint8]:
     """HWC. ``root`` is the tree that a link may not leave; pixels are turned upright as EXIF says and cropped to the centre."""
-    _refuse_odd_files(path, root)
-    try:
-        with path.open("rb") as stream:
-            image = _pixels(stream, "RGB" if color == "rgb" else "L")
-    except PermissionError:
-        raise BadImageError("no permission to read it") from None
+    with decoded(path, root=root) as found:
+        image = upright(found, "RGB" if color == "rgb" else "L")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     # Cropped first: a resize of a box looks at pixels outside of it.
     square = image.crop((left, top, left + side, top + side))
     small = square.resize((image_size, image_size), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return np.asarray(small, dtype=np.uint8).reshape(image_size, image_size, -1)
+
+
+@contextmanager
+def decoded(path: Path, *, root: Path) -> Iterator[Image.Image]:
+    """The image as it is in the file, with its metadata.
+
+    What a decoder raises on a broken file is anything at all, so all of it, in the block too, is a reason, except an error of
+    the disk itself.
+    """
+    _refuse_odd_files(path, root)
+    Image.init()
+    formats = [name for name in Image.ID if name not in RUNS_A_PROGRAM]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with path.open("rb") as stream, Image.open(stream, formats=formats) as image:
+                _refuse_tiny(image)
+                image.load()
+                yield image
+        except (BadImageError, MemoryError):
+            raise
+        except PermissionError:
+            raise BadImageError("no permission to read it") from None
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise BadImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
+        except UnidentifiedImageError:
+            raise BadImageError("not an image of a known format") from None
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise BadImageError(_reason(error)) from None
+
+
+def upright(image: Image.Image, mode: str) -> Image.Image:
+    """Turned as EXIF says, on white, in 8 bits; pixels alone, no metadata."""
+    return _in_mode(ImageOps.exif_transpose(image), mode)
 
 
 def _refuse_odd_files(path: Path, root: Path) -> None:
@@ -46,30 +80,6 @@ def _refuse_odd_files(path: Path, root: Path) -> None:
         raise BadImageError("not an ordinary file")
     if status.st_size == 0:
         raise BadImageError("empty file")
-
-
-def _pixels(stream: BinaryIO, mode: str) -> Image.Image:
-    """What a decoder raises on a broken file is anything at all, so all of it is a reason, except an error of the disk itself."""
-    Image.init()
-    formats = [name for name in Image.ID if name not in RUNS_A_PROGRAM]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about metadata
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(stream, formats=formats) as image:
-                _refuse_tiny(image)
-                image.load()
-                return _in_mode(ImageOps.exif_transpose(image), mode)
-        except (BadImageError, MemoryError):
-            raise
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise BadImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
-        except UnidentifiedImageError:
-            raise BadImageError("not an image of a known format") from None
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise BadImageError(_reason(error)) from None
 
 
 def _reason(error: Exception) -> str:

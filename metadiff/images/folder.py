@@ -1,4 +1,4 @@
-"""A folder a class, each with images at any depth; or train/, val/ and test/ with such folders inside."""
+"""A folder a class, each with images at any depth; or train/, val/ and test/ with such folders inside; or a table of images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from metadiff.errors import DataError
 from metadiff.images.decode import decode_file
+from metadiff.images.listing import find_table, read_table
 from metadiff.images.source import Entry, large_classes, shown
 from metadiff.rows import SPLITS
 
@@ -29,6 +30,7 @@ class Folder:
     files: Sequence[Path]  # an item an entry
     image_size: int
     color: str
+    said: Mapping[str, str] = field(default_factory=dict)  # of classes, by a table
     left_out: Mapping[str, int] = field(default_factory=dict)  # small classes are refused: each is somebody's own
     drops_twins: bool = False
     group_is_one_image: bool = True
@@ -39,8 +41,8 @@ class Folder:
 
     @property
     def descriptions(self) -> dict[str, str]:
-        """The name is all that a folder says of a class."""
-        return {entry.label: f"A picture of {shown(entry.label).replace('_', ' ')}." for entry in self.entries}
+        """The name is all that a folder says of a class, and a table may say more."""
+        return {entry.label: f"A picture of {shown(entry.label).replace('_', ' ')}." for entry in self.entries} | dict(self.said)
 
     @property
     def nested(self) -> dict[tuple[str, str], int]:
@@ -54,20 +56,50 @@ def open_folder(path: Path, *, image_size: int, color: str, given_split: bool, m
     """Lists the files and opens none."""
     if not path.is_dir():
         raise DataError(f"prepare.path {shown(str(path))}: no such folder")
-    files: dict[Entry, Path] = {}
-    for split, place in _split_folders(path, given_split=given_split):
-        folders = _folders(place)
-        if not folders:
-            raise DataError(f"prepare.path {shown(str(place))}: the folder has no class folders; expected one a class")
-        for label, folder in folders.items():
-            files |= _class_entries(path, folder, label=label, split=split)
-    _refuse_class_in_two_splits(files)
+    table = find_table(path)
+    if table:
+        files, said = read_table(table, files_by_name(path), given_split=given_split)
+    else:
+        files, said = _by_class_folders(path, given_split=given_split), {}
     entries, left_out = large_classes(files, min_images)
     if left_out:
         small = "\n".join(f"class {shown(label)}: has {have} images" for label, have in sorted(left_out.items()))
         cure = "add images, remove these classes, or lower it with the shots and queries"
         raise DataError(f"{small}\nprepare.path {shown(str(path))}: prepare.min_images asks for {min_images}; {cure}")
-    return Folder(path, entries, [files[entry] for entry in entries], image_size, color)
+    return Folder(path, entries, [files[entry] for entry in entries], image_size, color, said)
+
+
+def says_split(path: Path) -> bool:
+    """Whether the folder itself tells training classes from others."""
+    table = find_table(path)
+    if table:
+        return "split" in table.columns
+    tops = _folders(path)
+    return len(tops) > 1 and set(tops) <= set(SPLITS)
+
+
+def files_by_name(path: Path) -> dict[str, Path]:
+    """Every file below, by its name in NFC."""
+    found: dict[str, Path] = {}
+    for file in _files(path):
+        name = _portable(file.relative_to(path).as_posix())
+        if name in found:
+            raise DataError(f"{shown(str(path))}: two files have the name {shown(name)} when written in one way; rename one")
+        found[name] = file
+    return found
+
+
+def _by_class_folders(path: Path, *, given_split: bool) -> dict[Entry, Path]:
+    files: dict[Entry, Path] = {}
+    for split, place in _split_folders(path, given_split=given_split):
+        folders = _folders(place)
+        if not folders:
+            expected = "expected one a class, or a CSV with the columns path and label"
+            raise DataError(f"prepare.path {shown(str(place))}: the folder has no class folders; {expected}")
+        for label, folder in folders.items():
+            files |= _class_entries(path, folder, label=label, split=split)
+    _refuse_class_in_two_splits(files)
+    return files
 
 
 def _split_folders(path: Path, *, given_split: bool) -> list[tuple[str | None, Path]]:
