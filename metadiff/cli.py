@@ -1,7 +1,9 @@
-"""The command `metadiff`: what people ask of a finished run."""
+"""The command `metadiff`: what people ask of their images before a run, and of a finished one."""
 
 import argparse
 import json
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, ProgressColumn, Task
 from rich.table import Table
+from rich.text import Text
 
 from metadiff.artifact import write_synced
-from metadiff.errors import DataError, NumericError
+from metadiff.errors import DataError, NumericError, ParamsError
 
 if TYPE_CHECKING:
     from metadiff.toy import Scores, Size
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 COLUMNS = ("shots", "classifier", "accuracy", "to ncm", "to gaussian", "to regression", "nll", "ece")
 MEANING = "accuracy in per cent and paired differences, ± half of the 95 % interval over episodes, not over classes or seeds"
 WIDTH = 110  # of the table, where no terminal says how wide it is
+PARAMS = Path("params.yaml")
 METRICS = Path("data/results/metrics.json")
 PLOT = Path("plots/run.png")
 TRAJECTORIES = Path("data/trajectories/trajectories.zarr")
@@ -58,6 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser(
         "verify", help="compute again whatever can be, and name every link from data to numbers that does not hold"
     )
+    own = commands.add_parser("import", help="look at a folder of your own images, and propose parameters for them")
+    own.add_argument("folder", type=Path, help="with a folder a class, or a CSV with the columns path and label")
+    own.add_argument("--write", action="store_true", help=f"put the proposed parameters into {PARAMS}")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "inspect":
@@ -72,11 +79,14 @@ def main(arguments: list[str] | None = None) -> int:
             return show_verification(plain_console())
         elif chosen.command == "toy":
             show_toy(Console(), seed=chosen.seed, out=chosen.out)
+        elif chosen.command == "import":
+            show_import(plain_console(), chosen.folder, write=chosen.write)
         else:
             show_results(plain_console(), split=chosen.split, markdown=chosen.markdown, with_next=chosen.next)
-    except (DataError, NumericError) as error:
+    except (DataError, NumericError, ParamsError) as error:
         print(f"metadiff: {error}", file=sys.stderr)
-        return 70 if isinstance(error, NumericError) else 65
+        codes = {NumericError: os.EX_SOFTWARE, ParamsError: os.EX_USAGE}
+        return codes.get(type(error), os.EX_DATAERR)
     return 0
 
 
@@ -248,11 +258,53 @@ def show_toy(console: Console, *, seed: int, out: Path, size: "Size | None" = No
     console.print(f"Figure: {out}", highlight=False, soft_wrap=True)
 
 
+def show_import(console: Console, folder: Path, *, write: bool) -> None:
+    """What is there is said first, then why it cannot be used or how it can."""
+    from metadiff import importing, proposal
+    from metadiff.params import load
+
+    params = load(PARAMS)
+    source = importing.open_images(folder)
+    with bar("looking", total=len(source.entries)) as advance:
+        found = importing.survey(source, advance)
+    console.print("\n".join(importing.report(found)), highlight=False, soft_wrap=True, markup=False)
+    console.print(importing.class_table(found))
+    settings = proposal.propose(found, params)
+    if write:
+        proposal.write(settings, PARAMS)
+    else:
+        proposal.applied(settings, PARAMS)  # what cannot be is said now
+    written = f"Written to {PARAMS}" if write else f"Proposed for {PARAMS}"
+    lines = [f"\n{written}:\n", proposal.as_yaml(settings), *import_next(folder, proposal.project_path(folder), write=write)]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+
+
+def import_next(folder: Path, path: str, *, write: bool) -> Iterator[str]:
+    if Path(path).is_absolute():
+        home = f"data/external/{Path(path).name}"
+        while Path(home).exists():
+            home += "-new"
+        yield "The folder lies outside of the project, and a run depends on it where it is. A home for it here, not in git:"
+        yield f"  mkdir -p data/external && cp -r {shlex.quote(path)} {shlex.quote(home)}"
+        yield f"  metadiff import {shlex.quote(home)} --write\n"
+    yield "Next:"
+    if not write:
+        yield f"  metadiff import {shlex.quote(str(folder))} --write"
+    yield "  dvc repro"
+
+
+class Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
+
+
 @contextmanager
 def bar(what: str, *, total: int) -> Iterator[Callable[[int], None]]:
     """Yields ``advance(n)``; nothing is shown where nobody looks."""
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(
+        *Progress.get_default_columns(), Rate(), console=console, disable=not console.is_terminal, transient=True
+    ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
 
