@@ -266,7 +266,8 @@ def show_import(console: Console, folder: Path, *, write: bool) -> None:
     params = load(PARAMS)
     source = importing.open_images(folder)
     with bar("looking", total=len(source.entries)) as advance:
-        found = importing.survey(source, advance)
+        looks = importing.look_at_all(source.files, source.root, advance)
+    found = importing.survey(source, looks)
     console.print("\n".join(importing.report(found)), highlight=False, soft_wrap=True, markup=False)
     console.print(importing.class_table(found))
     settings = proposal.propose(found, params)

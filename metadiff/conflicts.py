@@ -80,6 +80,8 @@ def _source_conflicts(prepare: Prepare) -> Iterator[tuple[str, str]]:
     is_folder = prepare.source == "folder"
     if is_folder and prepare.path.endswith(".json"):
         yield "prepare.path", f"must be a folder of images for prepare.source folder, got {yamlfile.short(prepare.path)}"
+    if is_folder and prepare.path.lower().endswith((".csv", ".tsv")):
+        yield "prepare.path", f"must be the folder that the table of images lies in, got {yamlfile.short(prepare.path)}"
     if not is_folder and not prepare.path.endswith(".json"):
         yield "prepare.path", f"must end in .json for prepare.source {prepare.source}, got {yamlfile.short(prepare.path)}"
     if not is_folder and prepare.split == "given":

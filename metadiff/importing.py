@@ -70,8 +70,7 @@ def open_images(folder: Path) -> Folder:
     return open_folder(folder, image_size=16, color="rgb", given_split=says_split(folder), min_images=1)
 
 
-def survey(source: Folder, advance: Callable[[int], None]) -> Survey:
-    looks = look_at_all(source.files, source.root, advance)
+def survey(source: Folder, looks: Sequence[Look]) -> Survey:
     table, unlisted = find_table(source.root), 0
     if table:
         listed = {entry.source for entry in source.entries}
@@ -140,7 +139,7 @@ def report(found: Survey) -> Iterator[str]:
     yield _line("pixels", _sizes(found.by_size))
     colored = sum(seen.colored for _, seen in found.good)
     yield _line("color", f"{colored:,} in color, {len(found.good) - colored:,} gray")
-    kinds = Counter(seen.kind for _, seen in found.good)
+    kinds = Counter(sorted(seen.kind for _, seen in found.good))
     yield _line("formats", ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()))
     yield _line("metadata", _metadata(found.good))
     yield from _duplicates(found.good)
@@ -199,7 +198,7 @@ def _duplicates(good: Sequence[tuple[Entry, Look]]) -> Iterator[str]:
     twins = [group for group in groups.values() if len(group) > 1]
     if not twins:
         yield _line("duplicates", "none")
-    for across, where in ((True, "stand in more than one class, where none can be right"), (False, "stand in one class twice")):
+    for across, where in ((True, "stand in more than one class"), (False, "stand in their class twice")):
         kind = [group for group in twins if (len({entry.label for entry, _ in group}) > 1) == across]
         if kind:
             same = sum(len({seen.file_sha256 for _, seen in group}) == 1 for group in kind)
