@@ -125,7 +125,7 @@ def _live_with_the_command() -> None:
 
 
 def report(found: Survey) -> Iterator[str]:
-    yield f"{shown(str(found.source.root))}: {len(found.looks):,} images of {len(found.counts)} classes"
+    yield f"{shown(str(found.source.root))}: {len(found.looks):,} files of {len(found.counts)} classes"
     if found.table:
         rest = f"; {found.unlisted:,} images of the folder are not in it" if found.unlisted else ""
         yield _line("table", f"{shown(found.table)}{rest}")
@@ -143,6 +143,7 @@ def report(found: Survey) -> Iterator[str]:
     yield _line("formats", ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()))
     yield _line("metadata", _metadata(found.good))
     yield from _duplicates(found.good)
+    yield from _similar_names(found.counts)
     if found.bad:
         yield _line("bad", f"{len(found.bad):,} cannot be used")
         yield from _some(f"{shown(entry.source)}: {seen.reason}" for entry, seen in found.bad)
@@ -187,7 +188,7 @@ def _metadata(good: Sequence[tuple[Entry, Look]]) -> str:
     others = sum(seen.has_exif and not seen.has_position for _, seen in good)
     if not positions + others:
         return "no EXIF"
-    return f"{positions:,} images carry GPS positions, {others:,} other EXIF; it is not copied, pixels alone are"
+    return f"{positions:,} with GPS positions, {others:,} with other EXIF; it is not copied, pixels alone are"
 
 
 def _duplicates(good: Sequence[tuple[Entry, Look]]) -> Iterator[str]:
@@ -198,9 +199,20 @@ def _duplicates(good: Sequence[tuple[Entry, Look]]) -> Iterator[str]:
     twins = [group for group in groups.values() if len(group) > 1]
     if not twins:
         yield _line("duplicates", "none")
-    for across, where in ((True, "stand in more than one class"), (False, "stand in their class twice")):
+    for across, where in ((True, "across classes"), (False, "within a class")):
         kind = [group for group in twins if (len({entry.label for entry, _ in group}) > 1) == across]
         if kind:
             same = sum(len({seen.file_sha256 for _, seen in group}) == 1 for group in kind)
-            yield _line("duplicates", f"{len(kind):,} pictures {where} ({same:,} byte for byte, the others by their pixels)")
+            yield _line("duplicates", f"{len(kind):,} {where}, {same:,} of them byte for byte")
             yield from _some(" = ".join(shown(entry.source) for entry, _ in group) for group in kind)
+
+
+def _similar_names(labels: Iterable[str]) -> Iterator[str]:
+    """Of classes that are likely to be one, written in two ways."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for label in sorted(labels):
+        groups["".join(label.casefold().split())].append(shown(label))
+    twins = [" = ".join(group) for group in groups.values() if len(group) > 1]
+    if twins:
+        yield _line("names", f"{len(twins):,} written in more than one way: they differ in case or spaces alone")
+        yield from _some(twins)

@@ -87,6 +87,11 @@ def test_names_match_however_they_are_spelled(tmp_path: Path) -> None:
     assert source.draw(0).shape == (16, 16, 3)
 
 
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    root = folder(tmp_path, PLAIN, [unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")])
+    assert refusal(root) == f"{root}: two files have the name é.png when written in one way; rename one"
+
+
 def test_the_column_split_counts_when_it_is_asked_for(tmp_path: Path) -> None:
     root = folder(tmp_path, ALL_SPLITS.replace("train", "Train"))
     assert says_split(root)

@@ -190,6 +190,10 @@ WRONG_TEXTS = {
             at("evaluate.shots", f"evaluate.shots: must be {SHOT}, got the number 1.5", offset=1),
         ],
     ),
+    "a table instead of its folder": (
+        set_value("prepare.source", "folder", set_value("prepare.path", "own/Labels.CSV")),
+        [at("prepare.path", "prepare.path: must be the folder that the table of images lies in, got 'own/Labels.CSV'")],
+    ),
     "query too many": (
         set_value("evaluate.query", "19"),
         [at("evaluate.shots", f"evaluate.shots: 5 + evaluate.query 19 = 24 {TOO_MANY}")],
