@@ -89,9 +89,14 @@ def test_color_is_in_the_pixels(tmp_path: Path, mode: str, colored: bool) -> Non
     assert look(tmp_path / "a.tif", root=tmp_path).colored == colored
 
 
-def test_gray_pixels_are_gray_in_a_file_for_color(tmp_path: Path) -> None:
-    pixels(0, gray=True).convert("RGB").save(tmp_path / "a.png")
+@pytest.mark.parametrize("side", [8, 20, 100])
+def test_one_colored_pixel_makes_an_image_colored(tmp_path: Path, side: int) -> None:
+    image = pixels(0, width=side, height=side, gray=True).convert("RGB")
+    image.save(tmp_path / "a.png")
     assert not look(tmp_path / "a.png", root=tmp_path).colored
+    image.putpixel((side - 1, side - 1), (10, 10, 11))
+    image.save(tmp_path / "a.png")
+    assert look(tmp_path / "a.png", root=tmp_path).colored
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
