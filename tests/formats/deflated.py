@@ -6,6 +6,7 @@ import io
 import struct
 import zipfile
 import zlib
+from functools import cache
 
 MEBI = 1 << 20
 END = b"\x03\x00"  # an empty last block
@@ -15,9 +16,13 @@ def zeros(mebibytes: int, head: bytes = b"") -> bytes:
     """A deflated stream of ``head`` and then so many zeros: one block of 16 MiB again and again."""
     press = zlib.compressobj(9, zlib.DEFLATED, -15)
     start = press.compress(head) + press.flush(zlib.Z_FULL_FLUSH)
+    return start + _block() * (mebibytes // 16) + END
+
+
+@cache
+def _block() -> bytes:
     press = zlib.compressobj(9, zlib.DEFLATED, -15)
-    block = press.compress(bytes(16 * MEBI)) + press.flush(zlib.Z_FULL_FLUSH)
-    return start + block * (mebibytes // 16) + END
+    return press.compress(bytes(16 * MEBI)) + press.flush(zlib.Z_FULL_FLUSH)
 
 
 def zip_of(name: str, deflated: bytes, size: int, *, crc: int = 0) -> bytes:

@@ -121,8 +121,11 @@ def pour(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
 def untar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as opened:
         for info in opened:
-            info.size = min(info.size, ENOUGH) if not info.issparse() else info.size
+            long = info.size > ENOUGH and not info.issparse()
+            info.size = ENOUGH if long else info.size
             opened.extract(info, folder, filter="fully_trusted")
+            if long:
+                return
 
 
 HARM = {
@@ -170,6 +173,8 @@ def bite(archive: Path, folder: Path, canary: Path, unpack: Callable[[Path, Path
     folder.mkdir(parents=True)
     try:
         unpack(archive, folder)
+    except PermissionError:
+        return {"device"}  # only root may make one
     except (OSError, ValueError, RecursionError):
         return {"error"} | harm(folder, canary)
     return harm(folder, canary)
