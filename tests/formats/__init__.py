@@ -16,16 +16,23 @@ from tests.formats.files import (
     omniglot_folders,
     omniglot_zips,
 )
+from tests.formats.hostile_archives import bomb_images, hostile_tars, hostile_zips
+from tests.formats.hostile_pickles import hostile_arrays, hostile_pickles, spiked
+from tests.formats.malformed import MALFORMED, UNSEEN, Malformed
 from tests.formats.python2 import Long, Unicode, python2_pickle
 from tests.formats.sample import Sample, encoded, global_labels, make_sample, rows, stacked, write
 
 __all__ = [
     "DUMPS",
+    "MALFORMED",
+    "UNSEEN",
     "Dump",
     "Long",
+    "Malformed",
     "Sample",
     "Unicode",
     "bertinetto",
+    "bomb_images",
     "cache",
     "cifar100_python",
     "cifar_pickles",
@@ -37,6 +44,10 @@ __all__ = [
     "encoded",
     "gidaris",
     "global_labels",
+    "hostile_arrays",
+    "hostile_pickles",
+    "hostile_tars",
+    "hostile_zips",
     "make_sample",
     "metaoptnet_npz",
     "omniglot_folders",
@@ -44,6 +55,7 @@ __all__ = [
     "python2_pickle",
     "ren",
     "rows",
+    "spiked",
     "stacked",
     "write",
 ]
