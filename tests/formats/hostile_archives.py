@@ -138,11 +138,11 @@ def _overlapping() -> bytes:
     heads[-1] = heads[-1][5:]  # nobody quotes the first
     body = b"".join(reversed(heads)) + deflated
     place = 0
-    for entry, head in zip(reversed(entries), reversed(heads), strict=False):
-        struct.pack_into("<I", entry, 42, place)
+    for listed, head in zip(reversed(entries), reversed(heads), strict=False):
+        struct.pack_into("<I", listed, 42, place)
         place += len(head) + (0 if place else 5)
-    listed = b"".join(entries)
-    return body + listed + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, len(entries), len(entries), len(listed), len(body), 0)
+    table = b"".join(entries)
+    return body + table + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, len(entries), len(entries), len(table), len(body), 0)
 
 
 def _tar_bomb() -> bytes:

@@ -114,6 +114,11 @@ def test_the_standard_library_reads_what_python2_would_write(obj: object, encodi
     assert same(pickle.loads(python2_pickle(obj, protocol), encoding=encoding), obj)  # noqa: S301 - we wrote it
 
 
+@pytest.mark.parametrize("value", [2**31, -(2**39), -(2**63), -(2**63) - 1, 2**63, 2**2100, -(2**2047)])
+def test_a_long_has_the_bytes_that_python3_gives_it(value: int) -> None:
+    assert python2_pickle(Long(value), 2) == pickle.dumps(value, 2)
+
+
 def test_str_of_python2_is_bytes_and_unicode_is_text() -> None:
     for protocol in range(3):
         content = python2_pickle({"image_data": Unicode("image_data")}, protocol)
