@@ -111,8 +111,9 @@ def fetched(stream: Stream) -> set[int]:
         code = stream.file.read(1)
         if code in GETS:
             found.add(stream.index(code))
-        elif code in FIXED:
-            stream.take(FIXED[code])
+        elif (size := FIXED.get(code)) is not None:
+            if size:
+                stream.take(size)
         elif code in PREFIXED:
             offset, length = stream.payload(PREFIXED[code])
             stream.file.seek(offset + length)

@@ -45,7 +45,11 @@ class Machine:
         return top
 
     def last(self, count: int) -> tuple[Any, ...]:
-        return tuple([self.stack.pop() for _ in range(count)][::-1])
+        values = tuple(self.stack[-count:])
+        if len(values) < count:
+            raise DataError("an opcode for which there is nothing; the file is broken")
+        del self.stack[-count:]
+        return values
 
     def pop(self) -> None:
         if self.stack:

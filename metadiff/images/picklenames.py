@@ -160,8 +160,13 @@ def _scalar(args: tuple[Any, ...], payloads: Payloads) -> object:
             raw = payload.encode("latin-1") if isinstance(payload, str) else payload
             if len(raw) != dtype.itemsize:
                 raise DataError(f"a number of dtype {dtype} made of {len(raw)} bytes")
-            return np.frombuffer(raw, dtype)[0].item()
+            return _text(raw, dtype) if dtype.kind == "U" else np.frombuffer(raw, dtype)[0].item()
     return _refused(args, payloads)
+
+
+def _text(raw: bytes, dtype: np.dtype[np.generic]) -> str:
+    """numpy fails in its own depths on a character that there is not."""
+    return raw.decode("utf-32-be" if dtype.str[0] == ">" else "utf-32-le", "surrogatepass").rstrip("\0")
 
 
 KNOWN = {

@@ -60,8 +60,8 @@ def _run(machine: Machine) -> object:
     read = machine.stream.file.read
     try:
         while (code := read(1)) != STOP:
-            if code in PUSHED:
-                value = PUSHED[code](machine)  # may take a new stack
+            if (push := PUSHED.get(code)) is not None:
+                value = push(machine)  # may take a new stack
                 machine.stack.append(value)
             else:
                 DONE[code](machine)

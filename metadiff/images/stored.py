@@ -36,12 +36,14 @@ class Stored:
             flat = np.fromfile(file, self.dtype, math.prod(self.shape))
         if flat.size != math.prod(self.shape):
             raise DataError(f"{shown(str(self.path))}: has become shorter than it was; bring it again")
+        if self.dtype.kind == "U" and flat.size and flat.view(self.dtype.str[0] + "u4").max() > sys.maxunicode:
+            raise DataError(f"{shown(str(self.path))}: a text at byte {self.offset} has a character that there is not")
         return flat.reshape(self.shape, order="F" if self.fortran else "C")
 
     def view(self) -> NDArray[np.generic]:
         """The same, mapped into memory and read as far as it is looked at."""
-        if 0 in self.shape:  # nothing can be mapped
-            return np.empty(self.shape, self.dtype)
+        if 0 in self.shape or self.dtype.kind == "U":  # nothing can be mapped; texts are looked at first
+            return self.read()
         order = "F" if self.fortran else "C"
         return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape, order=order)  # type: ignore[call-overload,no-any-return]
 

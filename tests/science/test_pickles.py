@@ -475,6 +475,22 @@ def any_outcome(folder: Path, content: bytes) -> None:
         in_memory(read_pickle(path, scratch=folder))
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_character_that_there_is_not_is_refused(tmp_path: Path, order: str) -> None:
+    """numpy ends in a SystemError when such an array, or a number made of it, becomes a text."""
+    good = np.array(["a\U0010ffff", "é"], order + "U2")
+    for protocol in PROTOCOLS:
+        check(tmp_path, pickle.dumps([good, good[0]], protocol))
+    whole = pickle.dumps(good, 5)
+    array = read(tmp_path, whole.replace(good.tobytes(), b"\xff" * 16))
+    for look in (array.read, array.view):
+        with pytest.raises(DataError, match=r"a text at byte [0-9]+ has a character that there is not"):
+            look()
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert "cannot be decoded" in reason(tmp_path, pickle.dumps(good[0], 5).replace(good[0].tobytes(), b"\xff" * 8))
+
+
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
 def test_an_npy_file_is_found_by_its_header(tmp_path: Path, version: tuple[int, int]) -> None:
     for array in (np.arange(12.0).reshape(3, 4), np.asfortranarray(np.eye(3)), np.array(["ab", "c"]), np.zeros((0, 3), bool)):
