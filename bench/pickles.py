@@ -3,7 +3,8 @@
     python -m bench.pickles
 
 100,000 buffers of 8 KB, as data sets keep images, and one array of 500 MB. Protocol 2 as Python 3 writes it has the bytes in
-another form, which is decoded into a file. A process each: seconds of the processor, the peak of resident memory, and opcodes a second.
+another form, which is decoded into a file. A process each: seconds of the processor, the peak of resident memory beyond the
+interpreter's own, and opcodes a second.
 """
 
 import json

@@ -333,6 +333,11 @@ def test_a_long_header_is_not_held(tmp_path: Path) -> None:
     assert "broken or cut" in refused(tmp_path, (short.tobuf() + b"a\0" + bytes(510)) * 2000)
 
 
+def test_an_xz_that_asks_for_much_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "LARGEST_DICTIONARY", 1 << 16)
+    assert "Memory usage limit exceeded" in refused(tmp_path, lzma.compress(tar_bytes(CONTENT)))
+
+
 def test_content_after_the_end_is_refused(tmp_path: Path) -> None:
     assert "content after its end" in refused(tmp_path, gzip.compress(tar_bytes({"a": b""}) + bytes(2 << 20)))
 
