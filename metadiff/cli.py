@@ -20,6 +20,7 @@ from metadiff.artifact import write_synced
 from metadiff.errors import DataError, NumericError, ParamsError
 
 if TYPE_CHECKING:
+    from metadiff.classification import Report
     from metadiff.toy import Scores, Size
 
 COLUMNS = ("shots", "classifier", "accuracy", "to ncm", "to gaussian", "to regression", "nll", "ece")
@@ -31,6 +32,8 @@ PLOT = Path("plots/run.png")
 TRAJECTORIES = Path("data/trajectories/trajectories.zarr")
 TOY_PLOT = Path("plots/toy.png")
 TRACE = Path("plots/trace.html")
+SHEET = Path("plots/classify.html")
+FEW = 20  # pictures that are listed one by one
 NEXT = """
 Next:
   dvc exp run -S metatrain.dropout=0.5   try a parameter; only what it touches runs again
@@ -65,6 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
     own = commands.add_parser("import", help="look at a folder of your own images, and propose parameters for them")
     own.add_argument("folder", type=Path, help="with a folder a class, or a CSV with the columns path and label")
     own.add_argument("--write", action="store_true", help=f"put the proposed parameters into {PARAMS}")
+    classify = commands.add_parser("classify", help="pictures of new classes told apart by a run, from a few pictures of each")
+    classify.add_argument("--support", required=True, type=Path, help="a folder a class, with the pictures to learn from")
+    classify.add_argument("--query", required=True, type=Path, help="the pictures to classify; those in class folders are judged")
+    classify.add_argument("--run", default=".", help="a checkout, a saved classifier or an experiment (default: this checkout)")
+    classify.add_argument("--method", default="best", help="as in metrics.json; by default the best on validation classes")
+    classify.add_argument("--csv", type=Path, help="where a table with one row a picture goes")
+    classify.add_argument("--page", type=Path, default=SHEET, help="where the page with the pictures goes (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "inspect":
@@ -77,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
             show_comparison(plain_console(), chosen.classifier or ["metadiff"], split=chosen.split)
         elif chosen.command == "verify":
             return show_verification(plain_console())
+        elif chosen.command == "classify":
+            show_classes(plain_console(), chosen)
         elif chosen.command == "toy":
             show_toy(Console(), seed=chosen.seed, out=chosen.out)
         elif chosen.command == "import":
@@ -205,6 +217,52 @@ def show_verification(console: Console) -> int:
         f"{broken} of {len(found)} links do not hold{unseen}" if broken else f"{len(found) - absent} links hold{unseen}"
     )
     return 65 if broken else 0
+
+
+def show_classes(console: Console, chosen: argparse.Namespace) -> None:
+    from metadiff import classification, contactsheet
+    from metadiff.classifier import Classifier
+    from metadiff.images.folder import picture_files
+
+    classifier = Classifier.from_run(chosen.run, chosen.method)
+    with bar("classifying", total=len(picture_files(chosen.query))) as advance:
+        report = classification.classify(chosen.support, chosen.query, classifier, advance)
+    lines = [classification.about(report.lineage), *(f"left out  {line}" for line in classification.told(report.skipped))]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    console.print(answers_table(report))
+    if len(report.answers) > FEW:
+        console.print(f"and {len(report.answers) - FEW} more; by class:")
+        console.print(classes_table(report))
+    if report.accuracy:
+        right, known = report.accuracy
+        console.print(f"Accuracy: {100 * right / known:.2f} %, {right} of {known} pictures in class folders", highlight=False)
+    for path, text in ((chosen.csv, classification.table(report)), (chosen.page, contactsheet.page(report, chosen.query))):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_synced(path, text)
+            console.print(f"{'Page' if path == chosen.page else 'Table'}: {path}", highlight=False, soft_wrap=True)
+
+
+def answers_table(report: "Report") -> Table:
+    from metadiff.images.source import shown
+
+    table = Table("image", "prediction")
+    table.add_column("confidence", justify="right")
+    for answer in report.answers[:FEW]:
+        mark = Text(f"  not {answer.truth}", style="red") if answer.wrong else Text()
+        table.add_row(Text(shown(answer.name)), Text(answer.prediction) + mark, f"{answer.confidence:.3f}")
+    return table
+
+
+def classes_table(report: "Report") -> Table:
+    from metadiff.classification import by_class
+
+    table = Table("class")
+    for column in ("learnt from", "predicted", "confidence", "right"):
+        table.add_column(column, justify="right")
+    for label, learnt, predicted, confidence, right in by_class(report):
+        table.add_row(Text(label), str(learnt), str(predicted), "" if confidence is None else f"{confidence:.3f}", right)
+    return table
 
 
 def results_table(metrics: dict[str, Any], *, split: str) -> Table:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -109,12 +109,32 @@ def uncommitted(root: Path, code: list[str]) -> list[str]:
 
 def _cached(root: Path, lock: Mapping[str, Mapping[str, Any]], path: Path) -> bytes:
     """An output as it lies in DVC's cache."""
+    outs = {out["path"]: str(out["md5"]) for stage in lock.values() for out in stage["outs"]}
+    return _object(root, outs.get(path.as_posix(), ""), path)
+
+
+def restore(root: Path, experiment: str, stages: Iterable[str], target: Path) -> None:
+    """Put what these stages of an experiment made into a folder, from git and DVC's cache; the checkout stays as it is."""
+    revision = experiment_commit(root, experiment)
+    lock = read_lock(root, revision)
+    for out in (out for stage in stages for out in lock[stage]["outs"]):
+        path, md5 = Path(out["path"]), str(out["md5"])
+        if path == METRICS:  # lies in git
+            files = {path: content(root, METRICS, revision)}
+        elif md5.endswith(".dir"):
+            inside = json.loads(_object(root, md5, path))
+            files = {path / one["relpath"]: _object(root, one["md5"], path / one["relpath"]) for one in inside}
+        else:
+            files = {path: _object(root, md5, path)}
+        for name, data in files.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(data)
+
+
+def _object(root: Path, md5: str, path: Path) -> bytes:
     config = configparser.ConfigParser()
     config.read([root / ".dvc/config", root / ".dvc/config.local"], encoding="utf-8")
-    folder = root / ".dvc" / str(config.get("cache", "dir", fallback="cache"))
-    outs = {out["path"]: str(out["md5"]) for stage in lock.values() for out in stage["outs"]}
-    md5 = outs.get(path.as_posix(), "")
-    cached = folder / "files/md5" / md5[:2] / md5[2:]
+    cached = root / ".dvc" / str(config.get("cache", "dir", fallback="cache")) / "files/md5" / md5[:2] / md5[2:]
     if not md5 or not cached.is_file():
         raise DataError(f"{path}: that of the experiment is not in DVC's cache here; `dvc exp pull` or `dvc pull` brings it")
     return cached.read_bytes()

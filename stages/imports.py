@@ -14,18 +14,22 @@ CHECKERS = {Path("metadiff", f"{name}.py") for name in ("params", "conflicts", "
 
 
 def closure(module: str, root: Path = ROOT) -> list[Path]:
-    """All files of the project that importing ``module`` can execute, but for the checkers; sorted, relative to the root."""
+    """All files of the project that importing ``module`` can execute, but for the checkers; sorted, relative to the root.
+
+    A JSON file beside a module, under its name, is a part of it.
+    """
     found: set[Path] = set()
     waiting = [module]
     while waiting:
         for path in _files(waiting.pop(), root) - found:
             found.add(path)
             waiting += imported(root / path)
-    return sorted(found - CHECKERS)
+    tables = {path.with_suffix(".json") for path in found if (root / path.with_suffix(".json")).is_file()}
+    return sorted((found | tables) - CHECKERS)
 
 
 def imported(path: Path) -> list[str]:
-    """The names that a file imports, lazily or not; what only a type checker sees is left out."""
+    """The names that a file imports, lazily or not, but for what only type checkers see, or who asks a package for a name."""
     names = []
     for node in _running(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -43,7 +47,7 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
         if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
             for other in child.orelse:
                 yield from _running(other)
-        else:
+        elif not (isinstance(node, ast.Module) and isinstance(child, ast.FunctionDef) and child.name == "__getattr__"):
             yield from _running(child)
 
 
@@ -64,7 +68,7 @@ def write_dependencies(graph: Path = ROOT / "dvc.yaml") -> None:
     yaml.width = 1000
     content = yaml.load(graph)
     for name, stage in content["stages"].items():
-        others = [dep for dep in stage["deps"] if not dep.endswith(".py")]
+        others = [dep for dep in stage["deps"] if Path(dep).parts[0] not in PACKAGES]
         stage["deps"] = [*others, *(path.as_posix() for path in closure(f"stages.{name}"))]
     yaml.dump(content, graph)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ class Folder:
     left_out: Mapping[str, int] = field(default_factory=dict)  # small classes are refused: each is somebody's own
     drops_twins: bool = False
     group_is_one_image: bool = True
+    twins_are_published: bool = False
+    findings: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -50,6 +52,9 @@ class Folder:
 
     def draw(self, index: int) -> NDArray[np.uint8]:
         return decode_file(self.files[index], root=self.root, image_size=self.image_size, color=self.color)
+
+    def part(self, part: range) -> Folder:
+        return replace(self, entries=self.entries[part.start : part.stop], files=self.files[part.start : part.stop])
 
 
 def open_folder(path: Path, *, image_size: int, color: str, given_split: bool, min_images: int) -> Folder:
@@ -100,6 +105,32 @@ def _by_class_folders(path: Path, *, given_split: bool) -> dict[Entry, Path]:
             files |= _class_entries(path, folder, label=label, split=split)
     _refuse_class_in_two_splits(files)
     return files
+
+
+def top(unpacked: Path) -> Path:
+    """Where the class folders of an unpacked archive are: inside of its only folder, if that is all it has."""
+    (root,) = unpacked.iterdir()
+    inside = [item for item in root.iterdir() if not _is_clutter(item.name)]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else root
+
+
+def class_files(path: Path) -> dict[str, dict[str, Path]]:
+    """The files of each class folder by name, whatever they hold."""
+    found = {label: picture_files(folder) for label, folder in _folders(_folder(path)).items()}
+    if not found:
+        raise DataError(f"{shown(str(path))}: the folder has no class folders; expected one a class")
+    return {label: {f"{label}/{name}": file for name, file in files.items()} for label, files in found.items()}
+
+
+def picture_files(path: Path) -> dict[str, Path]:
+    """The files at any depth by name, whatever they hold."""
+    return {_portable(file.relative_to(path).as_posix()): file for file in _files(_folder(path))}
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise DataError(f"{shown(str(path))}: no such folder")
+    return path
 
 
 def _split_folders(path: Path, *, given_split: bool) -> list[tuple[str | None, Path]]:

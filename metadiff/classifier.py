@@ -1,0 +1,172 @@
+"""A tracked run as a scikit-learn classifier of new classes, from a few images of each: the only module that knows scikit-learn.
+
+Shapes: G draws, N images, W classes, D features.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from metadiff.baselines.ncm import mean_rows
+from metadiff.checkpoint import save_checkpoint
+from metadiff.episodes import Episodes
+from metadiff.errors import DataError
+from metadiff.evaluation import cosines, log_probabilities
+from metadiff.judging import TYPICAL
+from metadiff.tracked import BEST, Tracked, load_saved, open_tracked, pack, rows_by_count, unpack
+
+
+class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
+    """Exactly the classifier that `evaluate` judged, for new classes.
+
+    X is a table of features (N, D) or uint8 images (N, H, W) or (N, H, W, C), which go through the run's backbone.
+
+    run: the folder of a checkout, a file that `save` wrote, or the name of an experiment of the checkout in the current folder;
+        None: no backbone, and the nearest class mean by cosine.
+    method: a name in metrics.json's `chosen`, such as ncm, gaussian, metadiff; best: the one that validation prefers.
+
+    Fitted, it has `classes_`, `support_` (their features), `rows_` (its weights), `temperature_`, and `lineage_`: the data set,
+    the commit, what validation chose, and every stage behind it.
+    """
+
+    def __init__(self, run: str | None = None, method: str = BEST) -> None:
+        self.run = run
+        self.method = method
+
+    @classmethod
+    def from_run(cls, run: str | Path = ".", method: str = BEST) -> Self:
+        """Read and verified at once, and not yet fitted."""
+        classifier = cls(run=str(run), method=method)
+        return classifier._use(classifier._open())
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of the images that it takes."""
+        tracked = self._open()
+        return tracked.image_shape if tracked else None
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Make a classifier of the classes in y."""
+        tracked = self._open()
+        features_ND, y_N = self._validated(tracked, X, y, reset=True)
+        return self._make(tracked, features_ND, y_N)
+
+    def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
+        """Add new classes, or images to known ones. ``classes`` is all that y may ever hold, if that is known."""
+        tracked, more = self._open(), hasattr(self, "support_")
+        features_ND, y_N = self._validated(tracked, X, y, reset=not more)
+        if classes is not None and not np.isin(y_N, np.asarray(classes)).all():
+            strange = np.setdiff1d(y_N, np.asarray(classes))
+            raise DataError(f"y has the class {strange[0]}, which is not among the given classes")
+        if more:
+            if (self.support_labels_.dtype.kind in "UO") != (y_N.dtype.kind in "UO"):
+                raise DataError(
+                    f"y holds {y_N.dtype}, the classes so far are {self.support_labels_.dtype}; names or numbers, not both"
+                )
+            features_ND = np.concatenate([self.support_, features_ND.astype(self.support_.dtype)])
+            y_N = np.concatenate([self.support_labels_, y_N])
+        return self._make(tracked, features_ND, y_N)
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """The likeliest class of each image."""
+        log_NW = self._log_probabilities(X)
+        return np.asarray(self.classes_[log_NW.argmax(-1).numpy()])
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """(N, W): with the temperature that validation chose."""
+        return np.asarray(self._log_probabilities(X).exp().numpy())
+
+    def save(self, path: str | Path) -> None:
+        """Everything in one file, for a machine without the run; without images of classes if it was not fitted."""
+        tensors, facts = pack(self._tracked if hasattr(self, "rows_") else self._open())
+        if hasattr(self, "rows_"):
+            labels = self.classes_.tolist()
+            if not all(isinstance(label, (str, int, float)) for label in labels):
+                raise DataError(f"classes of {self.classes_.dtype}; a file holds names and numbers alone")
+            numbers_N = torch.from_numpy(np.searchsorted(self.classes_, self.support_labels_))
+            tensors |= {"support": torch.from_numpy(self.support_), "labels": numbers_N, "rows": self.rows_}
+            facts["classifier"] = {"classes": labels, "dtype": str(self.classes_.dtype), "temperature": self.temperature_}
+        save_checkpoint(Path(path), tensors, facts)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """As it was saved; the run is not needed."""
+        tensors, facts = load_saved(Path(path))
+        tracked = unpack(tensors, facts)
+        classifier = cls(run=str(path), method=tracked.method) if tracked else cls()
+        classifier._read = ((classifier.run, classifier.method), tracked)
+        classifier._use(tracked)
+        if facts["classifier"]:
+            about = facts["classifier"]
+            classifier.classes_ = np.array(about["classes"], dtype=about["dtype"])
+            classifier.support_, classifier.rows_ = tensors["support"].numpy(), tensors["rows"]
+            classifier.support_labels_ = classifier.classes_[tensors["labels"].numpy()]
+            classifier.temperature_ = about["temperature"]
+            classifier.n_features_in_ = classifier.support_.shape[1]
+        return classifier
+
+    def _open(self) -> Tracked | None:
+        """The run that is asked for, read once."""
+        asked = (self.run, self.method)
+        if getattr(self, "_read", (None, None))[0] != asked:
+            if self.run is None and self.method not in (BEST, "ncm"):
+                raise DataError(f"method {self.method}: needs a run; without one there is ncm alone")
+            self._read = (asked, open_tracked(self.run, self.method) if self.run is not None else None)
+        return self._read[1]
+
+    def _use(self, tracked: Tracked | None) -> Self:
+        self._tracked = tracked
+        self.lineage_: dict[str, Any] = dict(tracked.lineage) if tracked else {}
+        return self
+
+    def _make(self, tracked: Tracked | None, features_ND: NDArray[np.floating], y_N: NDArray[Any]) -> Self:
+        self.support_, self.support_labels_ = features_ND, y_N
+        self.classes_, class_N = np.unique(y_N, return_inverse=True)
+        support_ND = torch.from_numpy(features_ND)
+        if tracked is None:
+            self.rows_, self.temperature_ = rows_by_count(mean_rows, support_ND, class_N), TYPICAL
+        else:
+            self.rows_ = tracked.rows(support_ND, class_N)
+            self.temperature_ = tracked.temperature(len(y_N) / len(self.classes_))
+        return self._use(tracked)
+
+    def _validated(
+        self, tracked: Tracked | None, X: ArrayLike, y: ArrayLike, *, reset: bool
+    ) -> tuple[NDArray[np.floating], NDArray[Any]]:
+        features_ND, y_N = validate_data(self, self._features(tracked, X), y, reset=reset, **self._kind(tracked))
+        check_classification_targets(y_N)
+        if tracked and features_ND.shape[1] != tracked.backbone.feature_size:
+            want = tracked.backbone.feature_size
+            raise DataError(f"X has {features_ND.shape[1]} features; the backbone of {tracked.lineage['dataset']} gives {want}")
+        return features_ND.copy(), y_N
+
+    def _features(self, tracked: Tracked | None, X: ArrayLike) -> Any:  # noqa: ANN401 - whatever scikit-learn takes as a table
+        axes = np.ndim(X) if isinstance(X, list) else getattr(X, "ndim", 2)
+        if axes < 3:
+            return X
+        if tracked is None:
+            raise DataError(f"X has {axes} axes: images need the backbone of a run, and a table of features has two")
+        return tracked.embed(np.asarray(X))
+
+    def _kind(self, tracked: Tracked | None) -> dict[str, Any]:
+        """Features have the precision of the run's, or else that of X."""
+        return {"dtype": np.float32 if tracked else [np.float64, np.float32], "order": "C"}
+
+    def _log_probabilities(self, X: ArrayLike) -> Tensor:
+        check_is_fitted(self, "rows_")
+        tracked = self._tracked
+        features_ND = validate_data(self, self._features(tracked, X), reset=False, **self._kind(tracked))
+        query_ND = torch.tensor(features_ND, dtype=self.rows_.dtype)
+        every_11N = np.arange(len(query_ND), dtype=np.int32)[None, None]
+        task = Episodes(every_11N[0], every_11N, every_11N)
+        cosines_G1NW = cosines(self.rows_, query_ND, task, centre_D=tracked.centre_D if tracked else None)
+        return log_probabilities(cosines_G1NW, self.temperature_)[0]
