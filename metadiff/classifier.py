@@ -26,7 +26,7 @@ from metadiff.tracked import BEST, Tracked, load_saved, open_tracked, pack, rows
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
-    """Exactly the classifier that `evaluate` judged, for new classes.
+    """The classifier that `evaluate` judged, for new classes; from images its features are those of the run but for rounding.
 
     X is a table of features (N, D) or uint8 images (N, H, W) or (N, H, W, C), which go through the run's backbone.
 
@@ -61,8 +61,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         return self._make(tracked, features_ND, y_N)
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
-        """Add new classes, or images to known ones. ``classes`` is all that y may ever hold, if that is known."""
+        """Add new classes, or images to known ones. ``classes`` is all that y may ever hold, if that is known.
+
+        `classes_` has those that were seen, as nothing is known of the others, and so grows.
+        """
         tracked, more = self._open(), hasattr(self, "support_")
+        if more and tracked is not self._tracked:
+            raise DataError("run or method were set to others since it was fitted; call fit")
         features_ND, y_N = self._validated(tracked, X, y, reset=not more)
         if classes is not None and not np.isin(y_N, np.asarray(classes)).all():
             strange = np.setdiff1d(y_N, np.asarray(classes))
@@ -95,6 +100,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
             numbers_N = torch.from_numpy(np.searchsorted(self.classes_, self.support_labels_))
             tensors |= {"support": torch.from_numpy(self.support_), "labels": numbers_N, "rows": self.rows_}
             facts["classifier"] = {"classes": labels, "dtype": str(self.classes_.dtype), "temperature": self.temperature_}
+            facts["classifier"]["features"] = list(getattr(self, "feature_names_in_", ()))
         save_checkpoint(Path(path), tensors, facts)
 
     @classmethod
@@ -112,6 +118,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
             classifier.support_labels_ = classifier.classes_[tensors["labels"].numpy()]
             classifier.temperature_ = about["temperature"]
             classifier.n_features_in_ = classifier.support_.shape[1]
+            if about["features"]:
+                classifier.feature_names_in_ = np.array(about["features"], dtype=object)
         return classifier
 
     def _open(self) -> Tracked | None:

@@ -77,12 +77,22 @@ def _target_conflicts(metatrain: Metatrain, collect: Collect) -> Iterator[tuple[
 
 
 def _source_conflicts(prepare: Prepare) -> Iterator[tuple[str, str]]:
-    is_folder = prepare.source == "folder"
-    if is_folder and prepare.path.endswith(".json"):
-        yield "prepare.path", f"must be a folder of images for prepare.source folder, got {yamlfile.short(prepare.path)}"
-    if is_folder and prepare.path.lower().endswith((".csv", ".tsv")):
+    is_builtin = prepare.source.startswith("kanji-")
+    if not is_builtin and prepare.path.endswith(".json"):
+        yield (
+            "prepare.path",
+            f"must be a folder or an archive for prepare.source {prepare.source}, got {yamlfile.short(prepare.path)}",
+        )
+    if prepare.source == "folder" and prepare.path.lower().endswith((".csv", ".tsv")):
         yield "prepare.path", f"must be the folder that the table of images lies in, got {yamlfile.short(prepare.path)}"
-    if not is_folder and not prepare.path.endswith(".json"):
+    if is_builtin and not prepare.path.endswith(".json"):
         yield "prepare.path", f"must end in .json for prepare.source {prepare.source}, got {yamlfile.short(prepare.path)}"
-    if not is_folder and prepare.split == "given":
-        yield "prepare.split", f"given needs prepare.source folder, got {prepare.source}; write three shares"
+    if is_builtin and prepare.split == "given":
+        yield (
+            "prepare.split",
+            f"given needs prepare.source folder or a published data set, got {prepare.source}; write three shares",
+        )
+    if prepare.quarter_turns and prepare.source != "omniglot":
+        yield "prepare.quarter_turns", f"true needs prepare.source omniglot, got {prepare.source}; write false"
+    if prepare.quarter_turns and prepare.split != "given":  # else a drawing could be in one split and, turned, in another
+        yield "prepare.quarter_turns", "true needs prepare.split given; write false"

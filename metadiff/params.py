@@ -65,7 +65,9 @@ class Shared(Section):
 
 
 class Prepare(Section):
-    source: Literal["kanji-radicals", "kanji-components", "folder"]
+    source: Literal[
+        "kanji-radicals", "kanji-components", "folder", "omniglot", "miniimagenet", "tieredimagenet", "cifar-fs", "fc100", "cub"
+    ]
     path: Annotated[str, Field(min_length=1, max_length=4096)]
     image_size: Annotated[int, Field(ge=8, le=512)]
     color: Literal["gray", "rgb"]
@@ -73,6 +75,7 @@ class Prepare(Section):
     split_seed: Seed
     min_images: Annotated[int, Field(ge=2, le=100_000)]
     on_bad: Literal["stop", "skip"]
+    quarter_turns: bool
 
 
 class Pretrain(Section):

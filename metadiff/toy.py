@@ -129,6 +129,8 @@ def training(tasks: BaseTasks, size: Size, model: str, seed: int) -> MetaTrainin
     fixed |= {
         "target": "class-means",
         "spread": 1.0,
+        "correct": "means",
+        "ridge": 1.0,
         "sampler": DDIM.sampler,
         "sampling_steps": DDIM.steps,
         "gradient_steps": DDIM.steps,

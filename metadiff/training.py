@@ -76,8 +76,8 @@ class Pretraining:
     def finished(self) -> bool:
         return bool(self.epoch >= self.settings.epochs)
 
-    def run_epoch(self) -> dict[str, float]:
-        """Train one epoch, judge it on the validation images, and return its row of the history."""
+    def run_epoch(self, advance: Callable[[int], None] = lambda _: None) -> dict[str, float]:
+        """Train one epoch, judge it on the validation images, and return its row of the history; ``advance`` hears of images."""
         epoch, count = self.epoch + 1, len(self.labels_N)
         batches = list(batch_rows(count, batch=self.settings.batch, generator=torch_stream(self.seed, "order", epoch)))
         loss_sum, correct, seen = 0.0, 0, 0
@@ -85,6 +85,7 @@ class Pretraining:
         for step, (rows_B, lr) in enumerate(zip(batches, lrs, strict=True), start=1):
             loss, right = self._step(rows_B, lr=lr, epoch=epoch, step=step)
             loss_sum, correct, seen = loss_sum + loss * len(rows_B), correct + right, seen + len(rows_B)
+            advance(len(rows_B))
         row = {"epoch": epoch, "loss": loss_sum / seen, "accuracy": correct / seen, "lr": lrs[0], "score": self._judge(epoch)}
         self.epoch, self.history = epoch, [*self.history, row]
         return row

@@ -48,7 +48,14 @@ class Table:
 
 
 def manifest_tables(
-    images: pd.DataFrame, classes: pd.DataFrame, *, size: int, channels: int, need: int, group_is_one_image: bool
+    images: pd.DataFrame,
+    classes: pd.DataFrame,
+    *,
+    size: int,
+    channels: int,
+    need: int,
+    group_is_one_image: bool,
+    twins_are_published: bool,
 ) -> tuple[Table, Table]:
     """What prepare promises: one row an image and one row a class; nothing leaks from one split to another."""
     images, classes = images[list(IMAGE_FACTS)], classes[list(CLASS_FACTS)]
@@ -64,7 +71,11 @@ def manifest_tables(
     of_images = (
         *_present(IMAGE_FACTS),
         _values("source", "ExpectColumnValuesToBeUnique", "the source of one image only"),
-        _between("sha256", "in one split only (equal pixels)", column="sha256_splits", max_value=1),
+        *(
+            []
+            if twins_are_published
+            else [_between("sha256", "in one split only (equal pixels)", column="sha256_splits", max_value=1)]
+        ),
         _between("label", "a class in one split only", column="label_splits", max_value=1),
         *([_between("group", "in one split only", column="group_splits", max_value=1)] if group_is_one_image else []),
         _values("label", "ExpectColumnValuesToBeInSet", "in the table of classes", column="label_known", value_set=[True]),

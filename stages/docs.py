@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from metadiff.artifact import verify
+from metadiff.images import PUBLISHED
 from metadiff.params import Params, load
 from metadiff.rows import SPLITS
 from metadiff.store import image_blocks, image_shape, read_features, read_rows
@@ -29,7 +30,13 @@ def tables(params: Params) -> Iterator[Table]:
     size, _, channels = image_shape(DATA / "prepared" / "images.h5")
     alone = images["group"].is_unique
     yield from manifest_tables(
-        images, classes, size=size, channels=channels, need=params.prepare.min_images, group_is_one_image=alone
+        images,
+        classes,
+        size=size,
+        channels=channels,
+        need=params.prepare.min_images,
+        group_is_one_image=alone,
+        twins_are_published=params.prepare.source in PUBLISHED,
     )
     yield from features_tables(read_features(DATA / "backbone" / "features.h5"), rows=len(images))
     store, data = open_trajectories(DATA / "trajectories" / "trajectories.zarr"), read_rows(DATA / "backbone" / "features.h5")

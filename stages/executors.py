@@ -1,10 +1,11 @@
 """Where units of work are computed. The environment variable METADIFF_EXECUTOR says it:
 
-    serial, or not set     in this process
+    serial                 in this process
     processes[:N]          in N processes of this machine; by default as many as its processors serve, shared.threads each
     dask                   in a Dask cluster of as many processes, started here
     dask:tcp://host:port   by the workers of the Dask scheduler that listens there
 
+Where it is not set, images are drawn in processes and all else is computed in the stage's own.
 It is no parameter, because the bytes are the same whichever: a worker sets torch as the stage does, and where it cannot (another
 version, another instruction set) it is refused. Dask sends Python objects as pickles: use a scheduler that you trust.
 """
@@ -51,13 +52,17 @@ class Serial(Executor):
         return future
 
 
-def computed(jobs: Iterable[tuple[str, Job[T]]], *, machine: Shared) -> Generator[tuple[str, T]]:
-    """Each job's name and result, as they come; few more are drawn than can run at once. One lost with its worker runs again."""
+def computed(jobs: Iterable[tuple[str, Job[T]]], *, machine: Shared | None, default: str = "serial") -> Generator[tuple[str, T]]:
+    """Each job's name and result, as they come; few more are drawn than can run at once. One lost with its worker runs again.
+
+    ``machine`` says how torch is set, where jobs use it; ``default`` where they run if nobody says otherwise.
+    """
     left, deaths = iter(jobs), Counter[str]()
     while True:
         held: dict[str, Job[T]] = {}
         try:
-            with _workers(os.environ.get(VARIABLE, ""), threads=machine.threads) as (executor, width):
+            asked, threads = os.environ.get(VARIABLE) or default, machine.threads if machine else 1
+            with _workers(asked, threads=threads) as (executor, width):
                 yield from _stream(executor, left, held, width=width, machine=machine)
                 return
         except BrokenExecutor:
@@ -75,13 +80,14 @@ def computed_units(
     *,
     what: str,
     unit: str,
+    default: str = "serial",
 ) -> list[Path]:
     """A folder a unit of work, in the order of ``sizes``, which says how large each is; those that are there are kept."""
     left = [name for name in sizes if not run.finished_unit(name)]
     done = sum(sizes.values()) - sum(sizes[name] for name in left)
     with (
         run.progress(what, total=sum(sizes.values()), done=done, unit=unit) as advance,
-        closing(computed(((name, job_of(name)) for name in left), machine=run.machine)) as results,
+        closing(computed(((name, job_of(name)) for name in left), machine=run.machine, default=default)) as results,
     ):
         for name, found in results:
             with run.unit(name) as folder:
@@ -94,7 +100,7 @@ def computed_units(
 
 
 def _stream(
-    executor: Executor, jobs: Iterator[tuple[str, Job[T]]], held: dict[str, Job[T]], *, width: int, machine: Shared
+    executor: Executor, jobs: Iterator[tuple[str, Job[T]]], held: dict[str, Job[T]], *, width: int, machine: Shared | None
 ) -> Iterator[tuple[str, T]]:
     """``held`` has at any time the jobs that were handed out and have not come back."""
     here, expected = isinstance(executor, Serial), _identity(machine)
@@ -111,7 +117,7 @@ def _stream(
             yield running.pop(future), result
 
 
-def _checked(job: Job[T], machine: Shared, expected: dict[str, object]) -> T:
+def _checked(job: Job[T], machine: Shared | None, expected: dict[str, object]) -> T:
     """On the worker: the same torch, set the same way, or nothing."""
     found = _identity(machine)
     if found != expected:
@@ -122,8 +128,8 @@ def _checked(job: Job[T], machine: Shared, expected: dict[str, object]) -> T:
     return job()
 
 
-def _identity(machine: Shared) -> dict[str, object]:
-    return prepare_torch(machine) | {"numpy": np.__version__}
+def _identity(machine: Shared | None) -> dict[str, object]:
+    return (prepare_torch(machine) if machine else {}) | {"numpy": np.__version__}
 
 
 def _result(future: Future[T], name: str) -> T:
@@ -145,7 +151,7 @@ def _workers(asked: str, *, threads: int) -> Iterator[tuple[Executor, int]]:
     """An executor, and how many jobs it should hold at once."""
     kind, _, rest = asked.partition(":")
     count = max(1, (os.cpu_count() or 1) // threads)
-    if asked in ("", "serial"):
+    if asked == "serial":
         yield Serial(), 1
     elif asked == "processes" or (kind == "processes" and rest.isdecimal() and 1 <= int(rest) <= 1024):
         with _processes(int(rest or count)) as found:

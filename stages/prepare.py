@@ -1,48 +1,66 @@
 """labelled images of any source -> images.h5, classes.csv and checks.json.
 
-The unit of work is a block of images: a killed run goes on after the last block it finished. Every image that cannot be used is
-listed with its reason in bad.csv; the run then stops, or goes on without them, as params.yaml says.
+The unit of work is a block of images: a killed run goes on after the last block it finished, and all processors draw. What comes
+as archives is unpacked first. Every image that cannot be used is listed with its reason in bad.csv; the run then stops, or goes
+on without them, as params.yaml says. Memory holds a line of text an image, never the images.
 """
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from metadiff.artifact import write_array, write_json
-from metadiff.images import Source, open_source
-from metadiff.images.catalogue import class_table, draw_block, good_ones, make_rows, pixels, refuse_small_classes, without_twins
+from metadiff.images import KANJI, PUBLISHED, Source, open_source
+from metadiff.images.archives import archives_at, expected_size, unpack
+from metadiff.images.catalogue import (
+    Drawn,
+    class_table,
+    count_twins,
+    draw_block,
+    good_ones,
+    make_rows,
+    pixels,
+    read_facts,
+    refuse_small_classes,
+    without_twins,
+)
 from metadiff.images.splits import crossing, split_classes
 from metadiff.rows import SPLITS
 from metadiff.store import write_images
 from stages.checks import manifest_contract
+from stages.executors import Job, computed_units
 from stages.runner import Run, Stage, main
 
 if TYPE_CHECKING:
     from metadiff.params import Prepare
 
 BLOCK = 512  # images a unit
+MANY = 8  # blocks, from where on starting processes is worth it
 
 
 def build(run: Run[Prepare]) -> None:
     section = run.params
+    path = Path(section.path)
     source = open_source(
         section.source,
-        path=Path(section.path),
+        path=path,
         image_size=section.image_size,
         color=section.color,
         given_split=section.split == "given",
         min_images=section.min_images,
+        quarter_turns=section.quarter_turns,
+        unpacked=unpacked(run, path),
+        scratch=run.scratch,
     )
+    run.say(*source.findings)
     if source.left_out:
         run.say(f"{len(source.left_out)} classes of fewer than {section.min_images} images are left out")
     size, channels = section.image_size, 3 if section.color == "rgb" else 1
     run.reserve(3 * len(source.entries) * size * size * channels)
     folders = draw(run, source)
-    table = pd.DataFrame([fact for folder in folders for fact in json.loads((folder / "facts.json").read_bytes())])
+    table = read_facts(folders)
     images, complaints = good_ones(table, on_bad=section.on_bad, listing=run.out / "bad.csv")
     run.say(*complaints)
     if source.drops_twins:
@@ -56,7 +74,17 @@ def build(run: Run[Prepare]) -> None:
     classes = class_table(images, source.descriptions)
     facts = images.assign(height=size, width=size, channels=channels)
     one_image, need = source.group_is_one_image, section.min_images
-    checks = manifest_contract(facts, classes, size=size, channels=channels, need=need, group_is_one_image=one_image)
+    if source.twins_are_published and (twins := count_twins(images)):
+        run.say(f"{twins} images look exactly like one of another class or split; so they were published")
+    checks = manifest_contract(
+        facts,
+        classes,
+        size=size,
+        channels=channels,
+        need=need,
+        group_is_one_image=one_image,
+        twins_are_published=source.twins_are_published,
+    )
     rows = make_rows(images, classes, dataset=source.name)
     write_images(run.out / "images.h5", pixels(folders, table, images.index), shape=(size, size, channels), rows=rows)
     listed = classes.rename(columns={"label": "name"})[["name", "split", "count", "description"]]
@@ -70,22 +98,40 @@ def draw(run: Run[Prepare], source: Source) -> list[Path]:
     """A folder a block: the pixels of its images, and a sheet of facts with one row an entry."""
     count = len(source.entries)
     parts = {f"block-{start // BLOCK:05d}": range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)}
-    folders = {name: run.finished_unit(name) for name in parts}
-    done = sum(len(part) for name, part in parts.items() if folders[name])
-    with run.progress("drawing", total=count, done=done, unit="images") as advance:
-        for name, part in parts.items():
-            if folders[name] is None:
-                with run.unit(name) as folder:
-                    images, facts = draw_block(source, part)
-                    if images is not None:
-                        write_array(folder / "images.npy", images)
-                    write_json(folder / "facts.json", facts)
-                folders[name] = run.finished_unit(name)
-                advance(len(part))
-    lost = [name for name, folder in folders.items() if folder is None]
-    if lost:
-        raise OSError(f"{', '.join(lost)}: changed right after they were written; is the disk sound?")
-    return [folder for folder in folders.values() if folder]
+    sizes = {name: len(part) for name, part in parts.items()}
+
+    def job_of(name: str) -> Job[Drawn]:
+        return partial(draw_block, source.part(parts[name]))
+
+    where = "processes" if len(parts) >= MANY else "serial"
+    return computed_units(run, sizes, job_of, save_block, what="drawing", unit="images", default=where)
+
+
+def save_block(folder: Path, drawn: Drawn) -> None:
+    images, facts = drawn
+    if images is not None:
+        write_array(folder / "images.npy", images)
+    write_json(folder / "facts.json", facts)
+
+
+def unpacked(run: Run[Prepare], path: Path) -> Path | None:
+    """A folder for each archive, that at the path or those in the folder, with what it contains; None if there are none.
+
+    Not kept from run to run: to make sure that thousands of small files are whole takes longer than to unpack them.
+    """
+    archives = archives_at(path) if run.params.source in PUBLISHED or path.is_file() else []
+    if run.params.source in KANJI or not archives:
+        return None
+    place = run.scratch / "unpacked"
+    with run.progress("unpacking", total=sum(map(expected_size, archives)), unit="bytes") as advance:
+
+        def written(count: int) -> None:
+            run.stop_if_asked("while unpacking", "begins with that again")
+            advance(count)
+
+        for number, archive in enumerate(archives):
+            unpack(archive, place / f"{number}" / archive.name, advance=written)
+    return place
 
 
 def split(run: Run[Prepare], source: Source) -> dict[str, str]:

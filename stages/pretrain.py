@@ -6,12 +6,13 @@ of the epoch with the best nearest-class-mean accuracy on fixed episodes of vali
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from metadiff.artifact import write_json
 from metadiff.backbone import build as build_backbone
@@ -38,20 +39,28 @@ def build(run: Run[Pretrain]) -> None:
     training = begin(run, data)
     resume(run, training)
     live = run.live(map(curves, training.history))
-    with run.progress("training", total=run.params.epochs, done=training.epoch, unit="epochs") as advance:
+    count = len(data.of("train"))
+    with run.progress("training", total=run.params.epochs * count, done=training.epoch * count, unit="images") as advance:
         while not training.finished:
             with run.unit(unit_name(training.epoch + 1)) as folder:
-                log_row(live, curves(training.run_epoch()))
+                log_row(live, curves(training.run_epoch(advance)))
                 save_checkpoint(folder / "state.safetensors", *training.state())
             run.drop_unit(unit_name(training.epoch - 2))  # two are kept: one may turn out to be damaged
-            advance(1)
     backbone = training.best_backbone()
-    features_ND = extract(backbone, image_blocks(IMAGES)).numpy()
+    with run.progress("features", total=len(data.label), unit="images") as advance:
+        features_ND = extract(backbone, told(image_blocks(IMAGES), advance)).numpy()
     checks = features_contract(features_ND, rows=len(data.label))
     write_features(run.out / "features.h5", features_ND, rows=data)
     save_checkpoint(run.out / "backbone.safetensors", *dump(backbone))
     write_json(run.out / "checks.json", checks)
     run.say(f"best of {run.params.epochs} epochs: {training.best_epoch}, {training.best_score:.1f} % on validation episodes")
+
+
+def told(blocks: Iterable[NDArray[np.uint8]], advance: Callable[[int], None]) -> Iterator[NDArray[np.uint8]]:
+    """The blocks, and ``advance`` told of each when the next is asked for."""
+    for block_NHWC in blocks:
+        yield block_NHWC
+        advance(len(block_NHWC))
 
 
 def begin(run: Run[Pretrain], data: Rows) -> Pretraining:

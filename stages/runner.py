@@ -94,12 +94,14 @@ class Run(Generic[P]):
         return self._shared.device
 
     @property
-    def machine(self) -> Shared:
-        """How torch was set here, for workers that have to set it so too."""
-        assert {"threads", "device", "deterministic"} <= {*self.stage.shared}, (
-            f"{self.stage.name} does not declare that it uses torch"
-        )
-        return self._shared
+    def machine(self) -> Shared | None:
+        """How torch was set here, for workers that have to set it so too; None if the stage does not use it."""
+        return self._shared if {"threads", "device", "deterministic"} <= {*self.stage.shared} else None
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what is made anew at each run and not kept."""
+        return self._work.scratch
 
     @contextmanager
     def unit(self, name: str) -> Iterator[Path]:
@@ -240,4 +242,6 @@ def _run(stage: Stage[P]) -> Exit:
         except Stopped as stop:
             run.say(str(stop))
             return Exit(128 + run.stopped_by)
+        finally:
+            work.sweep()
     return Exit.OK

@@ -65,6 +65,7 @@ class Work:
         self.run = folder / f"run-{fingerprint}"
         self.units = self.run / "units"
         self.building = self.run / "building"
+        self.scratch = self.run / "scratch"
         self.finished = self.run / "out"
         self.units.mkdir(parents=True, exist_ok=True)
 
@@ -102,6 +103,13 @@ class Work:
     def begin(self) -> None:
         """Start to build from the units that are there."""
         _empty(self.building)
+        self.sweep()
+        self.scratch.mkdir()
+
+    def sweep(self) -> None:
+        """Remove what is not kept from run to run, of all runs: a killed one cannot do it itself."""
+        for scratch in self.folder.glob("run-*/scratch"):
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def discard(self) -> None:
         """Forget this run: it saw inputs of two states."""

@@ -9,19 +9,53 @@ from metadiff.images.source import BadImageError, Entry, Source
 
 __all__ = ["BadImageError", "Entry", "Source", "open_source"]
 
-SOURCES = ("kanji-radicals", "kanji-components", "folder")
+KANJI = ("kanji-radicals", "kanji-components")
+PUBLISHED = ("omniglot", "miniimagenet", "tieredimagenet", "cifar-fs", "fc100", "cub")
+SOURCES = (*KANJI, "folder", *PUBLISHED)
 
 
-def open_source(name: str, *, path: Path, image_size: int, color: str, given_split: bool, min_images: int) -> Source:
-    """Only names are read here; the images themselves are opened one by one, when they are drawn."""
+def open_source(
+    name: str,
+    *,
+    path: Path,
+    image_size: int,
+    color: str,
+    given_split: bool,
+    min_images: int,
+    quarter_turns: bool = False,
+    unpacked: Path | None = None,
+    scratch: Path | None = None,
+) -> Source:
+    """Only names and labels are read here; the images themselves are opened one by one, when they are drawn.
+
+    ``unpacked`` has a folder for each archive at ``path``; ``scratch`` takes what must be decoded before it can be read.
+    """
     if name not in SOURCES:
         raise ParamsError(f"prepare.source must be one of {', '.join(SOURCES)}, got {name!r}")
+    if name in PUBLISHED:
+        assert scratch, "published data sets may need it"
+        from metadiff.images import published
+
+        return published.open_published(
+            published.FACTS[name],
+            path,
+            sorted(unpacked.glob("*/*")) if unpacked else [],
+            image_size=image_size,
+            color=color,
+            given_split=given_split,
+            min_images=min_images,
+            quarter_turns=quarter_turns,
+            scratch=scratch,
+        )
     if name == "folder":
         from metadiff.images import folder
 
-        return folder.open_folder(path, image_size=image_size, color=color, given_split=given_split, min_images=min_images)
+        root = folder.top(unpacked) if unpacked and path.is_file() else path
+        return folder.open_folder(root, image_size=image_size, color=color, given_split=given_split, min_images=min_images)
     if given_split:
-        raise ParamsError(f"prepare.split: given needs prepare.source folder, got {name}; write three shares")
+        raise ParamsError(
+            f"prepare.split: given needs prepare.source folder or a published data set, got {name}; write three shares"
+        )
     from metadiff.images import kanji
 
     kind = name.removeprefix("kanji-")

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from metadiff.errors import DataError
+from metadiff.images.files import is_clutter
 from metadiff.images.members import Budget, Member, Names, safe_parts
 from metadiff.images.source import shown
 
 PIECE = 1 << 20
+ENDINGS = (".zip", ".npz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 BLOCK = 512  # of a tar
 LARGEST_HEADER = 1 << 16  # of a member of a tar; tarfile reads each at once
@@ -51,6 +53,33 @@ def is_archive(path: Path) -> bool:
     with suppress(*ANY_FAULT), _unpacked(path) as file:
         return _tar(file).next() is not None
     return False
+
+
+def archives_at(path: Path) -> list[Path]:
+    """The archive itself, or those anywhere in the folder by their names; a DataError for what is called one and is none."""
+    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.name.lower().endswith(ENDINGS))
+    files = [file for file in files if file.is_file() and not any(map(is_clutter, file.relative_to(path).parts))]
+    found = [file for file in files if is_archive(file)]
+    for file in files:
+        if file not in found:
+            with file.open("rb") as stream:
+                head = stream.read(512).lstrip().lower()
+            what = "an HTML page" if head.startswith((b"<!doctype", b"<html")) else "no archive"
+            raise DataError(f"{shown(str(file))}: {what}, whatever its name says: the download failed; bring it again")
+    return found
+
+
+def expected_size(archive: Path) -> int:
+    """About how many bytes it unpacks to, as far as it says so at once; for a progress bar."""
+    with archive.open("rb") as file, suppress(*ANY_FAULT):
+        head = file.read(4)
+        if head in ZIP:
+            with zipfile.ZipFile(archive) as members:
+                return sum(info.file_size for info in members.infolist())
+        if head.startswith(b"\x1f\x8b"):
+            file.seek(-4, os.SEEK_END)
+            return max(int.from_bytes(file.read(4), "little"), archive.stat().st_size)
+    return archive.stat().st_size
 
 
 def unpack(archive: Path, into: Path, *, advance: Callable[[int], None] | None = None) -> None:

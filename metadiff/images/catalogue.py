@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from metadiff.rows import SPLITS, Rows
 LISTED = 20  # bad images named in a message
 
 
-def draw_block(source: Source, part: range) -> tuple[NDArray[np.uint8] | None, list[dict[str, Any]]]:
-    """The images of these entries that can be drawn (None: not one), and a row for each entry, good or bad."""
+Drawn = tuple[NDArray[np.uint8] | None, list[dict[str, Any]]]
+
+
+def draw_block(source: Source) -> Drawn:
+    """The images of all entries that can be drawn (None: not one), and a row for each entry, good or bad."""
     images, facts = [], []
-    for index in part:
-        entry = source.entries[index]
+    for index, entry in enumerate(source.entries):
         fact: dict[str, Any] = {"source": entry.source, "label": entry.label, "group": entry.group, "split": entry.split}
         try:
             image = source.draw(index)
@@ -33,6 +36,18 @@ def draw_block(source: Source, part: range) -> tuple[NDArray[np.uint8] | None, l
             digest = hashlib.sha256(image.tobytes()).hexdigest()
             facts.append(fact | {"reason": "", "sha256": digest, "spread": float(image.std())})
     return (np.stack(images) if images else None), facts
+
+
+def read_facts(folders: Iterable[Path]) -> pd.DataFrame:
+    """The rows of all blocks, with repeated names kept once: a line an image is what memory must hold."""
+    blocks = [pd.DataFrame(json.loads((folder / "facts.json").read_bytes())) for folder in folders]
+    return pd.concat(blocks, ignore_index=True)
+
+
+def count_twins(images: pd.DataFrame) -> int:
+    """Images whose pixels are also those of an image of another class or split."""
+    places = images[["sha256", "label", "split"]].drop_duplicates()["sha256"].value_counts()
+    return int(images["sha256"].isin(places.index[places > 1]).sum())
 
 
 def good_ones(table: pd.DataFrame, *, on_bad: str, listing: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,18 @@ from metadiff.images.source import BadImageError
 SMALLEST = 8  # pixels a side; less is a broken download or a web beacon
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 RUNS_A_PROGRAM = ("EPS",)  # Pillow hands these to Ghostscript
+MODE = {"rgb": "RGB", "gray": "L"}
 
 
 def decode_file(path: Path, *, root: Path, image_size: int, color: str) -> NDArray[np.uint8]:
     """HWC. ``root`` is the tree that a link may not leave; pixels are turned upright as EXIF says and cropped to the centre."""
     with decoded(path, root=root) as found:
-        image = upright(found, "RGB" if color == "rgb" else "L")
+        image = upright(found, MODE[color])
+    return squared(image, image_size)
+
+
+def squared(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    """HWC: the middle square, resized; as it is where it has that size."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     # Cropped first: a resize of a box looks at pixels outside of it.
@@ -33,26 +40,33 @@ def decode_file(path: Path, *, root: Path, image_size: int, color: str) -> NDArr
 
 @contextmanager
 def decoded(path: Path, *, root: Path) -> Iterator[Image.Image]:
-    """The image as it is in the file, with its metadata.
-
-    What a decoder raises on a broken file is anything at all, so all of it, in the block too, is a reason, except an error of
-    the disk itself.
-    """
+    """The image as it is in the file, with its metadata."""
     _refuse_odd_files(path, root)
+    try:
+        stream = path.open("rb")
+    except PermissionError:
+        raise BadImageError("no permission to read it") from None
+    with stream, decoded_stream(stream) as image:
+        yield image
+
+
+@contextmanager
+def decoded_stream(stream: BinaryIO) -> Iterator[Image.Image]:
+    """What a decoder raises on a broken image is anything at all, so all of it, in the block too, is a reason; except an error
+    of the disk itself.
+    """
     Image.init()
     formats = [name for name in Image.ID if name not in RUNS_A_PROGRAM]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with path.open("rb") as stream, Image.open(stream, formats=formats) as image:
+            with Image.open(stream, formats=formats) as image:
                 _refuse_tiny(image)
                 image.load()
                 yield image
         except (BadImageError, MemoryError):
             raise
-        except PermissionError:
-            raise BadImageError("no permission to read it") from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise BadImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
         except UnidentifiedImageError:

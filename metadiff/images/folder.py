@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,11 +12,10 @@ from PIL import Image
 
 from metadiff.errors import DataError
 from metadiff.images.decode import decode_file
+from metadiff.images.files import is_clutter, portable
 from metadiff.images.listing import find_table, read_table
 from metadiff.images.source import Entry, large_classes, shown
 from metadiff.rows import SPLITS
-
-CLUTTER = ("thumbs.db", "desktop.ini", "__macosx")  # that file managers leave, besides hidden files
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def files_by_name(path: Path) -> dict[str, Path]:
     """Every file below, by its name in NFC."""
     found: dict[str, Path] = {}
     for file in _files(path):
-        name = _portable(file.relative_to(path).as_posix())
+        name = portable(file.relative_to(path).as_posix())
         if name in found:
             raise DataError(f"{shown(str(path))}: two files have the name {shown(name)} when written in one way; rename one")
         found[name] = file
@@ -109,8 +106,8 @@ def _by_class_folders(path: Path, *, given_split: bool) -> dict[Entry, Path]:
 
 def top(unpacked: Path) -> Path:
     """Where the class folders of an unpacked archive are: inside of its only folder, if that is all it has."""
-    (root,) = unpacked.iterdir()
-    inside = [item for item in root.iterdir() if not _is_clutter(item.name)]
+    (root,) = unpacked.glob("*/*")
+    inside = [item for item in root.iterdir() if not is_clutter(item.name)]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else root
 
 
@@ -124,7 +121,7 @@ def class_files(path: Path) -> dict[str, dict[str, Path]]:
 
 def picture_files(path: Path) -> dict[str, Path]:
     """The files at any depth by name, whatever they hold."""
-    return {_portable(file.relative_to(path).as_posix()): file for file in _files(_folder(path))}
+    return {portable(file.relative_to(path).as_posix()): file for file in _files(_folder(path))}
 
 
 def _folder(path: Path) -> Path:
@@ -154,8 +151,8 @@ def _folders(place: Path) -> dict[str, Path]:
     """The folders of one level by their name in NFC, so that a class is the same wherever the files were packed."""
     found: dict[str, Path] = {}
     for item in sorted(place.iterdir()):
-        name = _portable(item.name)
-        if _is_clutter(name):
+        name = portable(item.name)
+        if is_clutter(name):
             continue
         if not item.is_dir():
             _refuse_loose_image(item)
@@ -171,7 +168,7 @@ def _folders(place: Path) -> dict[str, Path]:
 def _class_entries(root: Path, folder: Path, *, label: str, split: str | None) -> dict[Entry, Path]:
     found: dict[Entry, Path] = {}
     for file in _files(folder):
-        source = _portable(file.relative_to(root).as_posix())
+        source = portable(file.relative_to(root).as_posix())
         entry = Entry(label, source, source, split)
         if entry in found:
             raise DataError(f"{shown(str(folder))}: two files have the name {shown(source)} when written in one way; rename one")
@@ -183,7 +180,7 @@ def _class_entries(root: Path, folder: Path, *, label: str, split: str | None) -
 
 def _files(folder: Path) -> Iterator[Path]:
     for item in sorted(folder.iterdir()):
-        if _is_clutter(_portable(item.name)):
+        if is_clutter(portable(item.name)):
             continue
         if item.is_symlink() and item.is_dir():
             raise DataError(f"{shown(str(item))}: a symbolic link to a folder; put the folder itself there")
@@ -205,12 +202,3 @@ def _refuse_class_in_two_splits(files: Mapping[Entry, Path]) -> None:
         first = split_of.setdefault(entry.label, entry.split)
         if first != entry.split:
             raise DataError(f"the class {shown(entry.label)} is in {first}/ and in {entry.split}/; a class has one split")
-
-
-def _is_clutter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in CLUTTER
-
-
-def _portable(name: str) -> str:
-    """NFC, and bytes that are no text as their codes."""
-    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,8 @@ class Kanji:
     channels: int
 
     drops_twins: bool = True
+    twins_are_published: bool = False
+    findings: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -51,6 +53,11 @@ class Kanji:
         box = BOX if self.kind == "radicals" else boxed(points_P2)
         image_HW = paint(points_P2, box=box, image_size=self.image_size, margin=MARGIN[self.kind], width=WIDTH[self.kind])
         return np.repeat(image_HW[:, :, None], self.channels, axis=2)
+
+    def part(self, part: range) -> Kanji:
+        return replace(
+            self, entries=self.entries[part.start : part.stop], strokes=self.strokes[part.start : part.stop], nested={}
+        )
 
 
 def open_kanji(kind: str, *, lock: Path, image_size: int, color: str, min_images: int) -> Kanji:

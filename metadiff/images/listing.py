@@ -14,8 +14,8 @@ from metadiff.images.source import Entry, shown
 from metadiff.rows import SPLITS
 
 COLUMNS = {  # what each may be called
-    "path": ("path", "file", "filename", "image"),
-    "label": ("label", "class"),
+    "path": ("path", "file", "filename", "image", "image_name"),
+    "label": ("label", "class", "class_name"),
     "split": ("split",),
     "description": ("description",),
 }
@@ -50,7 +50,7 @@ class Row:
 def find_table(folder: Path) -> Table | None:
     """The CSV whose header has a path and a label; any other is somebody's notes."""
     candidates = (item for item in sorted(folder.iterdir()) if item.suffix.lower() in ENDINGS and item.is_file())
-    found = [table for item in candidates if not item.name.startswith(".") and (table := _open_table(item))]
+    found = [table for item in candidates if not item.name.startswith(".") and (table := open_table(item))]
     if len(found) > 1:
         names = ", ".join(shown(table.file.name) for table in found)
         raise DataError(f"{shown(str(folder))}: more than one table of images: {names}; keep one")
@@ -61,7 +61,7 @@ def read_table(table: Table, files: Mapping[str, Path], *, given_split: bool) ->
     """The images that it lists, and what it says of classes; ``files`` are all of its folder, by their names in NFC."""
     if given_split and "split" not in table.columns:
         raise DataError(f"{table.at(1)}: prepare.split: given needs a column split; add it, or write three shares instead")
-    rows = list(_rows(table))
+    rows = list(table_rows(table))
     if not rows:
         raise DataError(f"{table.at(1)}: the table lists no image; write one a line")
     split_of = _one_of_each_class(table, rows, "split") if given_split else {}
@@ -77,7 +77,7 @@ def read_table(table: Table, files: Mapping[str, Path], *, given_split: bool) ->
     return entries, _one_of_each_class(table, rows, "description")
 
 
-def _rows(table: Table) -> Iterator[Row]:
+def table_rows(table: Table) -> Iterator[Row]:
     """Lines with nothing in them, which spreadsheets leave at the end, are skipped."""
     reader = csv.reader(io.StringIO(_text(table), newline=""), delimiter=table.separator, strict=True)
     line = 1
@@ -144,7 +144,7 @@ def _one_of_each_class(table: Table, rows: Sequence[Row], column: str) -> dict[s
     return {label: value for label, (value, _) in first.items()}
 
 
-def _open_table(file: Path) -> Table | None:
+def open_table(file: Path) -> Table | None:
     """None: not a table of images."""
     with file.open("rb") as stream:
         raw = stream.readline(LONGEST_HEADER)

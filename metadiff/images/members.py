@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -93,7 +94,7 @@ class Budget:
     def require_space(self, size: int) -> None:
         self._refuse_bomb(self.written + size)
         if size > (free := shutil.disk_usage(self.into).free):
-            raise DataError(f"takes {size} bytes, and the disk has {free} free")
+            raise OSError(errno.ENOSPC, f"unpacked it takes {size:,} bytes, and {free:,} are free", str(self.into))
 
     def spend(self, count: int) -> None:
         self.written += count

@@ -20,7 +20,10 @@ SMALL = 4096  # bytes; what is longer is not held
 LONGEST_TEXT = 1 << 24
 LONGEST_LINE = 1024  # of a number or a name
 PIECE = 1 << 20
-MOST_CODES = 50_000_000  # an array takes about thirty; bounds what a hostile file can cost
+MOST_CODES = 50_000_000  # an array takes about thirty
+MOST_CONTAINERS = (
+    5_000_000  # an array takes five tuples; a byte makes one of up to 200 bytes, so this bounds what a file can cost
+)
 
 STOP = b"."
 BYTES = np.dtype(np.uint8)
@@ -43,6 +46,7 @@ FIXED = _each(
 PREFIXED = _each({1: b"UC\x8c\x8a", 4: b"TBX\x8b", 8: b"\x8d\x8e\x96"})
 LINES = _each({1: b"ILFSVgpP", 2: b"ci"})
 GETS = (b"g", b"h", b"j")
+CONTAINERS = {bytes([code]) for code in b"](}ltd\x85\x86\x87\x8f"}
 
 # Whole escapes as Python 2 writes them, so that a long text can be cut between two.
 ESCAPES = re.compile(rb"(?:[^\\]++|\\x[0-9a-fA-F]{2}|\\[\\'\"nrt])*+")
@@ -106,9 +110,12 @@ def decimal(line: bytes) -> int:
 
 def fetched(stream: Stream) -> set[int]:
     """The places of the memo that are read again: only these are worth keeping. Walks to the end first, so that there is one."""
-    found = set()
+    found, containers = set(), 0
     for _ in range(MOST_CODES):
         code = stream.file.read(1)
+        containers += code in CONTAINERS
+        if containers > MOST_CONTAINERS:
+            raise DataError(f"more than {MOST_CONTAINERS} containers")
         if code in GETS:
             found.add(stream.index(code))
         elif (size := FIXED.get(code)) is not None:

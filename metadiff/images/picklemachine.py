@@ -28,6 +28,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
         self.memoized = 0
         self.put = False
+        self.called = 0  # items and bytes that calls have made
 
     def mark(self) -> None:
         self.marks.append(self.stack)
@@ -162,7 +163,11 @@ class Machine:
         made, args = self.last(2)
         if type(made) is not Known or type(args) is not tuple:
             raise DataError(f"a call of a {type(made).__name__}, expected a name")
-        return made.make(args, self.payloads)
+        value = made.make(args, self.payloads)
+        self.called += len(value) if isinstance(value, (str, bytes, list, tuple, set, dict)) else 0
+        if self.called > self.stream.size:
+            raise DataError("its values take more than the file itself: one piece of it is used many times")
+        return value
 
     def build(self) -> object:
         pending, state = self.last(2)

@@ -17,7 +17,7 @@ class BadImageError(DataError):
     """One image that cannot be used; the message is the reason alone, the caller knows the entry."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Entry:
     """One image: sorted by class, then group, then source, and so in the same order on every machine."""
 
@@ -55,8 +55,19 @@ class Source(Protocol):
     def group_is_one_image(self) -> bool:
         """True: no group may be in two splits."""
 
+    @property
+    def twins_are_published(self) -> bool:
+        """True: images with the same pixels in two splits are part of a published data set: said, not refused."""
+
+    @property
+    def findings(self) -> Sequence[str]:
+        """What was found on the disk, in words."""
+
     def draw(self, index: int) -> NDArray[np.uint8]:
         """Entry ``index`` as HWC with one channel or three, or a BadImageError that says why not."""
+
+    def part(self, part: range) -> Source:
+        """These entries alone, to be sent to another process."""
 
 
 def large_classes(entries: Iterable[Entry], min_images: int) -> tuple[list[Entry], dict[str, int]]:

@@ -1,5 +1,6 @@
 """From drawn images to a data set: what is left out or refused, and that pixels and rows stay together."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,17 @@ import pandas as pd
 import pytest
 
 from metadiff.errors import DataError
-from metadiff.images.catalogue import class_table, draw_block, good_ones, make_rows, pixels, refuse_small_classes, without_twins
+from metadiff.images.catalogue import (
+    class_table,
+    count_twins,
+    draw_block,
+    good_ones,
+    make_rows,
+    pixels,
+    read_facts,
+    refuse_small_classes,
+    without_twins,
+)
 from metadiff.images.source import BadImageError, Entry
 
 
@@ -16,29 +27,29 @@ def image(value: int) -> np.ndarray:
     return np.full((2, 2, 1), value, dtype=np.uint8) + np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
 
 
-def source(values: list[tuple[str, int]]) -> SimpleNamespace:
-    """Images of one value each; a negative one is bad."""
+def source(values: list[tuple[str, int]], first: int = 0) -> SimpleNamespace:
+    """Images of one value each, numbered from ``first`` on; a negative one is bad."""
 
     def draw(index: int) -> np.ndarray:
         if values[index][1] < 0:
             raise BadImageError("empty file")
         return image(values[index][1])
 
-    entries = [Entry(label, f"group-{i}", f"{label}/{i}") for i, (label, _) in enumerate(values)]
+    entries = [Entry(label, f"group-{i}", f"{label}/{i}") for i, (label, _) in enumerate(values, first)]
     return SimpleNamespace(entries=entries, draw=draw)
 
 
 def drawn(folder: Path, values: list[tuple[str, int]], *, block: int = 2) -> tuple[pd.DataFrame, list[Path]]:
     """Blocks as the stage keeps them, and the table of all entries."""
-    facts, folders = [], []
+    folders = []
     for start in range(0, len(values), block):
         folders.append(folder / str(start))
         folders[-1].mkdir()
-        images, rows = draw_block(source(values), range(start, min(start + block, len(values))))
-        facts += rows
+        images, facts = draw_block(source(values[start : start + block], start))
+        (folders[-1] / "facts.json").write_text(json.dumps(facts))
         if images is not None:
             np.save(folders[-1] / "images.npy", images)
-    return pd.DataFrame(facts), folders
+    return read_facts(folders), folders
 
 
 def test_bad_images_are_named_and_left_out_or_stop_the_run(tmp_path: Path) -> None:
@@ -101,3 +112,15 @@ def test_pixels_and_rows_stay_together_whatever_is_left_out(tmp_path: Path, bloc
         assert (pixel == image(values[index][1])).all()
         assert rows.class_names[label] == values[index][0]
         assert ("train", "val", "test")[split] == {"a": "train", "b": "test"}[values[index][0]]
+
+
+def test_twins_are_counted_across_classes_and_splits_but_not_within_a_class() -> None:
+    rows = [
+        ("a", "train", "x"),
+        ("a", "train", "x"),
+        ("a", "train", "y"),
+        ("b", "train", "y"),
+        ("c", "val", "z"),
+        ("d", "test", "z"),
+    ]
+    assert count_twins(pd.DataFrame(rows, columns=["label", "split", "sha256"])) == 4

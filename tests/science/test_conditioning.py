@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.conditioning import BaseTasks, Ends, Scale, condition_on
 from metadiff.errors import DataError
 from metadiff.rows import Rows
@@ -121,6 +122,21 @@ def test_what_a_generator_is_told_at_test_time_is_what_it_was_told_in_training()
     known = condition_on(support, scale)
     torch.testing.assert_close(known.mean_BWD, (support.mean(2) - FEATURES.mean(0)) / 2)
     assert known.shots_B.tolist() == [4.0]
+
+
+def test_with_a_posterior_a_generator_is_told_what_that_expects_in_training_and_at_test_time() -> None:
+    """On features moved together, whose classes are nearer to each other, and by their number of shots."""
+    tasks = BaseTasks(FEATURES, DATA, spread=0.5)
+    gaussian = GaussianPosterior(tasks.features_ND, DATA)
+    tasks.posterior = gaussian.settled(ridge=0.3)
+    plain = BaseTasks(FEATURES, DATA, spread=0.5)
+    for shot in (1, 3):
+        told, means = (one.draw(stream(), tasks=4, way=2, shots=(shot,)).condition.mean_BWD for one in (tasks, plain))
+        support_BW1D = tasks.scales.features.restore(means)[:, :, None].repeat(1, 1, shot, 1)
+        expected = gaussian.rows(support_BW1D, ridge=0.3)
+        torch.testing.assert_close(tasks.scales.features.restore(told), expected, rtol=1e-4, atol=1e-4)
+        known = condition_on(support_BW1D, tasks.scales.features, tasks.posterior)
+        torch.testing.assert_close(known.mean_BWD, told, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.checkpoint import load_checkpoint, save_checkpoint
 from metadiff.conditioning import BaseTasks
 from metadiff.diffusion import gaussian_noise
@@ -210,6 +211,18 @@ def test_a_generator_comes_back_from_its_checkpoint(model: str, tmp_path: Path) 
         torch.testing.assert_close(untrained, support.mean(2), rtol=1e-4, atol=1e-4)
     with pytest.raises(CorruptArtifactError, match="run metatrain again"):
         undump(tensors, found | {"feature_size": D + 1}, kind="raw")
+
+
+def test_a_posterior_comes_back_too_and_is_what_an_untrained_generator_gives(tmp_path: Path) -> None:
+    features, rows = data()
+    gaussian = GaussianPosterior(features, rows)
+    one = run(training("task"))
+    save_checkpoint(tmp_path / "g", dump(one.best, TASKS.scales, gaussian.settled(ridge=0.5)), FACTS | {"model": "task"})
+    support = features[:30].view(2, 5, 3, D)
+    with torch.no_grad():
+        noise = gaussian_noise(torch.Generator().manual_seed(0))
+        found = undump(*load_checkpoint(tmp_path / "g"), kind="untrained").rows(support, Sampling("ddim", 5), noise)
+    torch.testing.assert_close(found, gaussian.rows(support, ridge=0.5), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from metadiff.errors import ParamsError
+from metadiff.images import PUBLISHED
 from metadiff.params import Params, leaves, load
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +92,11 @@ WRONG_VALUES = [  # key, what to write, what it must be
     ("prepare.image_size", "15", "must be at least 16 for pretrain.backbone conv4, got 15"),
     ("prepare.image_size", "32px", "must be a whole number from 8 to 512, got the text '32px'"),
     ("prepare.color", "grey", "must be one of gray, rgb, got the text 'grey'; did you mean gray?"),
-    ("prepare.split", "given", "given needs prepare.source folder, got kanji-radicals; write three shares"),
+    (
+        "prepare.split",
+        "given",
+        "given needs prepare.source folder or a published data set, got kanji-radicals; write three shares",
+    ),
     ("prepare.split", "gven", f"must be {SPLIT}, got the text 'gven'; did you mean given?"),
     ("prepare.split", "[0.5, 0.5]", f"must be {SPLIT}, got the list [0.5, 0.5]"),
     ("prepare.split", "[0.2, 0.2, 0.2, 0.4]", f"must be {SPLIT}, got the list [0.2, 0.2, 0.2, 0.4]"),
@@ -118,10 +123,10 @@ WRONG_VALUES = [  # key, what to write, what it must be
     ("evaluate.shots", "[1, five]", f"must be {SHOT}, got the text 'five'"),
     ("evaluate.shots", "!!set {1, 5}", f"must be {SHOTS}, got a value of the YAML type set"),
 ]
-SOURCES = "must be one of kanji-radicals, kanji-components, folder"
+SOURCES = f"must be one of kanji-radicals, kanji-components, folder, {', '.join(PUBLISHED)}"
 KANJI_FILE = "data/builtin/kanjivg.json"
 OTHER_WORDS = {
-    "prepare.source: folder": f"prepare.path: must be a folder of images for prepare.source folder, got '{KANJI_FILE}'",
+    "prepare.source: folder": f"prepare.path: must be a folder or an archive for prepare.source folder, got '{KANJI_FILE}'",
     "prepare.source: kanji": f"prepare.source: {SOURCES}, got the text 'kanji'",
 }
 
@@ -341,12 +346,28 @@ def test_all_problems_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
         text = set_value(key, value, text)
     assert complaints(tmp_path, replace("  flip:", "  flop:", text)) == [
         at("shared.device", "shared.device: must be one of cpu, cuda, got the text 'gpu'; did you mean cpu?"),
-        at("prepare.split", "prepare.split: given needs prepare.source folder, got kanji-radicals; write three shares"),
+        at(
+            "prepare.split",
+            "prepare.split: given needs prepare.source folder or a published data set, got kanji-radicals; write three shares",
+        ),
         at("pretrain", "pretrain.flip: missing; it must be true or false"),
         at("pretrain.lr", "pretrain.lr: must be a number above 0 and at most 10, got the text '0,1'"),
         at("pretrain.flip", "pretrain.flop: unknown key; did you mean pretrain.flip?"),
         at("evaluate.shots", f"evaluate.shots: 5 + evaluate.query 19 = 24 {TOO_MANY}"),
     ]
+
+
+def test_quarter_turns_need_omniglot_and_its_published_split(tmp_path: Path) -> None:
+    """Otherwise a drawing could be in one split and, turned, in another."""
+    text = set_value("prepare.quarter_turns", "true", set_value("prepare.path", "x", set_value("prepare.source", "cub")))
+    only = "prepare.quarter_turns: true needs prepare.source omniglot, got cub; write false"
+    assert at("prepare.quarter_turns", only) in complaints(tmp_path, text)
+    text = set_value("prepare.source", "omniglot", text)
+    assert complaints(tmp_path, text) == [
+        at("prepare.quarter_turns", "prepare.quarter_turns: true needs prepare.split given; write false")
+    ]
+    (tmp_path / "params.yaml").write_text(set_value("prepare.split", "given", text))
+    assert load(tmp_path / "params.yaml").prepare.quarter_turns
 
 
 def test_no_such_file_and_a_folder(tmp_path: Path) -> None:

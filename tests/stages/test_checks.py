@@ -45,8 +45,11 @@ def manifest() -> dict[str, pd.DataFrame]:
     return {"images": images, "classes": classes}
 
 
-def check_manifest(tables: dict[str, pd.DataFrame], *, group_is_one_image: bool = True) -> list[Row]:
-    return manifest_contract(**tables, size=32, channels=1, need=6, group_is_one_image=group_is_one_image)
+def check_manifest(
+    tables: dict[str, pd.DataFrame], *, group_is_one_image: bool = True, twins_are_published: bool = False
+) -> list[Row]:
+    allowed = {"group_is_one_image": group_is_one_image, "twins_are_published": twins_are_published}
+    return manifest_contract(**tables, size=32, channels=1, need=6, **allowed)
 
 
 def features() -> dict[str, pd.DataFrame]:
@@ -363,7 +366,7 @@ def test_it_is_lazy_offline_quiet_leaves_no_file_and_gives_the_same_bytes(tmp_pa
 def test_the_pages_show_good_and_bad_tables_and_no_old_ones(tmp_path: Path) -> None:
     tables = manifest()
     put("images", 0, height=31)(tables)
-    made = manifest_tables(**tables, size=32, channels=1, need=6, group_is_one_image=True)
+    made = manifest_tables(**tables, size=32, channels=1, need=6, group_is_one_image=True, twins_are_published=False)
     for _ in range(2):
         assert build_docs(tmp_path / "docs", made) == tmp_path / "docs/index.html"
     pages = {path.stem: path.read_text() for path in (tmp_path / "docs/validations").rglob("*.html")}
