@@ -1,44 +1,31 @@
 """The command `metadiff`: what people ask of their images before a run, and of a finished one."""
 
 import argparse
-import json
 import os
-import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, Task
-from rich.table import Table
-from rich.text import Text
 
-from metadiff.artifact import write_synced
 from metadiff.errors import DataError, NumericError, ParamsError
+from metadiff.screens import (
+    PARAMS,
+    plain_console,
+    show_changes,
+    show_classes,
+    show_comparison,
+    show_import,
+    show_results,
+    show_store,
+    show_toy,
+    show_trace,
+    show_verification,
+)
 
-if TYPE_CHECKING:
-    from metadiff.classification import Report
-    from metadiff.toy import Scores, Size
-
-COLUMNS = ("shots", "classifier", "accuracy", "to ncm", "to gaussian", "to regression", "nll", "ece")
-MEANING = "accuracy in per cent and paired differences, ± half of the 95 % interval over episodes, not over classes or seeds"
-WIDTH = 110  # of the table, where no terminal says how wide it is
-PARAMS = Path("params.yaml")
-METRICS = Path("data/results/metrics.json")
-PLOT = Path("plots/run.png")
 TRAJECTORIES = Path("data/trajectories/trajectories.zarr")
 TOY_PLOT = Path("plots/toy.png")
 TRACE = Path("plots/trace.html")
 SHEET = Path("plots/classify.html")
-FEW = 20  # pictures that are listed one by one
-NEXT = """
-Next:
-  dvc exp run -S metatrain.dropout=0.5   try a parameter; only what it touches runs again
-  metadiff compare                       compare it with this run
-  metadiff trace test.shot1.metadiff     where these numbers are from, down to the images"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     trace = commands.add_parser("trace", help="where a number is from: every stage, parameter and file down to the images")
     trace.add_argument("result", nargs="?", default="", help="as in metrics.json, such as test.shot1.metadiff.accuracy")
     trace.add_argument("--experiment", help="of this experiment, as `dvc exp show` names it, instead of the checkout")
+    trace.add_argument("--study", help="of this cell of a study, such as few-shot/kanji-radicals/3")
     trace.add_argument("--page", type=Path, default=TRACE, help="where the page with the plots goes (default: %(default)s)")
     changes = commands.add_parser("changes", help="what a change does to the numbers, as a table for pages")
     changes.add_argument("commit", help="with which this checkout is compared, such as main")
@@ -80,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.command == "inspect":
             show_store(Console(), chosen.store)
         elif chosen.command == "trace":
-            show_trace(plain_console(), chosen.result, chosen.experiment, chosen.page)
+            show_trace(plain_console(), chosen)
         elif chosen.command == "changes":
             show_changes(plain_console(), chosen.commit)
         elif chosen.command == "compare":
@@ -100,292 +88,6 @@ def main(arguments: list[str] | None = None) -> int:
         codes = {NumericError: os.EX_SOFTWARE, ParamsError: os.EX_USAGE}
         return codes.get(type(error), os.EX_DATAERR)
     return 0
-
-
-def plain_console() -> Console:
-    """As wide as a table needs, where no terminal says how wide it is."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
-
-
-def show_results(console: Console, *, split: str, markdown: bool = False, with_next: bool = False) -> None:
-    if not METRICS.is_file():
-        raise DataError(f"{METRICS}: there is no result yet; make one with: make repro")
-    metrics = json.loads(METRICS.read_text(encoding="utf-8"))
-    episodes = f"{metrics['query']} queries a class, {metrics['episodes']} episodes of {split} classes"
-    about = f"{metrics['dataset']}: {metrics['way']}-way, {episodes}"
-    lines = [
-        about,
-        MEANING,
-    ]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
-    if markdown:
-        console.print(f"\n{results_markdown(metrics, split=split)}", highlight=False, soft_wrap=True)
-    else:
-        console.print(results_table(metrics, split=split))
-    if with_next:
-        from metadiff.plots import draw_run  # with pandas and matplotlib, which take a second
-
-        plot = draw_run(PLOT) or "none here (data/ is not pulled)"
-        lines = [f"Numbers: {METRICS}; one row an episode: {METRICS.with_name('episodes.csv')}", f"Plots:   {plot}", NEXT]
-        console.print("\n".join(lines), highlight=False, soft_wrap=True)
-
-
-def show_store(console: Console, path: Path) -> None:
-    from metadiff.inspection import draw, progress_table, summary
-    from metadiff.trajectory_store import open_trajectories
-
-    store = open_trajectories(path)
-    console.print("\n".join(summary(store)), highlight=False, soft_wrap=True)
-    console.print(progress_table(store))
-    console.print(f"Picture:  {draw(store, PLOT.with_name('trajectories.png'))}", highlight=False, soft_wrap=True)
-
-
-def show_trace(console: Console, result: str, experiment: str | None, page: Path) -> None:
-    from metadiff import tracepage
-    from metadiff.lineage import numbers, read_chain
-
-    chain = read_chain(Path(), experiment)
-    found = numbers(chain, result) if result else {}
-    console.print(tracepage.tree(chain, result, found))
-    plots = [] if experiment else pictures()
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_synced(page, tracepage.page(chain, result, found, plots))
-    console.print(f"Page: {page}", highlight=False, soft_wrap=True)
-
-
-def pictures() -> list[Path]:
-    """Of the checkout, drawn from what is there."""
-    from metadiff.plots import draw_run
-
-    run = draw_run(PLOT)
-    return [run] if run else []
-
-
-def show_comparison(console: Console, classifiers: list[str], *, split: str) -> None:
-    """Under the name of each run the parameters in which it differs from the commit of the checkout."""
-    from metadiff.comparison import results
-
-    table = Table()
-    for column in ("run", "seconds", "data", *COLUMNS[:6]):
-        table.add_column(column, justify="left" if column in ("run", "data", "classifier") else "right", no_wrap=True)
-    for result in results(Path()):
-        names = [result.name, *(f"  {key} {value}" for key, value in result.changes.items())]
-        rows = [
-            (result.metrics["dataset"], shot.removeprefix("shot"), name, *[*result_cells(cells[name])][:4])
-            for shot, cells in result.metrics[split].items()
-            for name in filter(cells.__contains__, classifiers)
-        ]
-        for name, seconds, row in zip_longest(names, [result.seconds], rows, fillvalue=""):
-            table.add_row(name, seconds, *row)
-        table.add_section()
-    console.print(f"{split} classes; {MEANING}", highlight=False, soft_wrap=True)
-    wide = Console(width=1000)  # a terminal wraps what is too wide, rich would cut it
-    Console(width=wide.measure(table).maximum).print(table)
-
-
-def show_changes(console: Console, commit: str) -> None:
-    from metadiff.comparison import changes
-
-    found = changes(Path(), commit)
-    lines = ["| classes | shots | classifier | before | now | difference | |", "|---|---|---|---|---|---|---|"]
-    for change in found:
-        apart, mark = "", ""
-        if change.difference:
-            apart = "{:+.2f} ± {:.2f}".format(*change.difference)
-            mark = "within noise" if abs(change.difference[0]) <= change.difference[1] else ""
-        told = ["{:.2f} ± {:.2f}".format(*values) if values else "" for values in (change.before, change.now)]
-        lines.append(f"| {change.split} | {change.shot} | {change.classifier} | {' | '.join(told)} | {apart} | {mark} |")
-    lines += ["", "Accuracy in per cent, ± half of the 95 % interval; differences as if the episodes were others."]
-    console.print("\n".join(lines) if found else f"No accuracy differs from {commit}.", highlight=False, soft_wrap=True)
-
-
-def show_verification(console: Console) -> int:
-    from metadiff.lineage import count_outputs, read_chain, verify_chain
-
-    marks = {"holds": "[green]holds [/green]", "broken": "[red]BROKEN[/red]", "absent": "[yellow]absent[/yellow]"}
-    found = []
-    with bar("verifying", total=count_outputs(read_chain(Path()))) as advance:
-        for link in verify_chain(Path(), advance):
-            found.append(link.state)
-            console.print(f"{marks[link.state]}  {link.name}", highlight=False, soft_wrap=True)
-            for line in link.details:
-                console.print(f"        {line}", highlight=False, soft_wrap=True, markup=False)
-    broken, absent = found.count("broken"), found.count("absent")
-    unseen = f", {absent} could not be looked at" if absent else ""
-    console.print(
-        f"{broken} of {len(found)} links do not hold{unseen}" if broken else f"{len(found) - absent} links hold{unseen}"
-    )
-    return 65 if broken else 0
-
-
-def show_classes(console: Console, chosen: argparse.Namespace) -> None:
-    from metadiff import classification, contactsheet
-    from metadiff.classifier import Classifier
-    from metadiff.images.folder import picture_files
-
-    classifier = Classifier.from_run(chosen.run, chosen.method)
-    with bar("classifying", total=len(picture_files(chosen.query))) as advance:
-        report = classification.classify(chosen.support, chosen.query, classifier, advance)
-    lines = [classification.about(report.lineage), *(f"left out  {line}" for line in classification.told(report.skipped))]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
-    console.print(answers_table(report))
-    if len(report.answers) > FEW:
-        console.print(f"and {len(report.answers) - FEW} more; by class:")
-        console.print(classes_table(report))
-    if report.accuracy:
-        right, known = report.accuracy
-        console.print(f"Accuracy: {100 * right / known:.2f} %, {right} of {known} pictures in class folders", highlight=False)
-    for path, text in ((chosen.csv, classification.table(report)), (chosen.page, contactsheet.page(report, chosen.query))):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_synced(path, text)
-            console.print(f"{'Page' if path == chosen.page else 'Table'}: {path}", highlight=False, soft_wrap=True)
-
-
-def answers_table(report: "Report") -> Table:
-    from metadiff.images.source import shown
-
-    table = Table("image", "prediction")
-    table.add_column("confidence", justify="right")
-    for answer in report.answers[:FEW]:
-        mark = Text(f"  not {answer.truth}", style="red") if answer.wrong else Text()
-        table.add_row(Text(shown(answer.name)), Text(answer.prediction) + mark, f"{answer.confidence:.3f}")
-    return table
-
-
-def classes_table(report: "Report") -> Table:
-    from metadiff.classification import by_class
-
-    table = Table("class")
-    for column in ("learnt from", "predicted", "confidence", "right"):
-        table.add_column(column, justify="right")
-    for label, learnt, predicted, confidence, right in by_class(report):
-        table.add_row(Text(label), str(learnt), str(predicted), "" if confidence is None else f"{confidence:.3f}", right)
-    return table
-
-
-def results_table(metrics: dict[str, Any], *, split: str) -> Table:
-    table = Table()
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "classifier" else "right")
-    for shot, classifiers in metrics[split].items():
-        for name, cell in classifiers.items():
-            table.add_row(shot.removeprefix("shot"), name, *result_cells(cell))
-        table.add_section()
-    return table
-
-
-def results_markdown(metrics: dict[str, Any], *, split: str) -> str:
-    lines = [COLUMNS, ("---",) * len(COLUMNS)]
-    for shot, classifiers in metrics[split].items():
-        lines += [(shot.removeprefix("shot"), name, *result_cells(cell)) for name, cell in classifiers.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def result_cells(cell: dict[str, Any]) -> Iterator[str]:
-    yield f"{cell['accuracy']:.2f} ± {cell['ci95']:.2f}"
-    for rival in ("ncm", "gaussian", "regression"):
-        yield difference(cell.get(f"vs_{rival}"))
-    yield f"{cell['nll']:.3f}"
-    yield f"{cell['ece']:.1f}"
-
-
-def difference(cell: dict[str, float] | None) -> str:
-    return f"{cell['diff']:+.2f} ± {cell['ci95']:.2f}" if cell else ""
-
-
-def show_toy(console: Console, *, seed: int, out: Path, size: "Size | None" = None) -> None:
-    import torch
-
-    from metadiff import toy
-    from metadiff.toyfigure import draw_toy
-
-    torch.set_num_threads(1)  # the networks are too small for more
-    size = size or toy.Size()
-    world = toy.make_world(size, seed)
-    with bar("training", total=len(toy.MODELS) * size.steps) as advance:
-        generators = toy.learn(world, size, seed, advance)
-    with bar("classifying", total=len(toy.SHOTS) * len(toy.CLASSIFIERS) * size.episodes) as advance:
-        scores = toy.judge(world, generators, size, seed, advance)
-    about = f"toy: {toy.WAY}-way, {size.query} queries a class, {size.episodes} episodes of {size.test} unseen Gaussian classes"
-    lines = [about, "accuracy and paired differences in per cent ± half of the 95 % interval"]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
-    console.print(toy_table(scores))
-    draw_toy(out, scores, world, generators, size, seed)
-    console.print(f"Figure: {out}", highlight=False, soft_wrap=True)
-
-
-def show_import(console: Console, folder: Path, *, write: bool) -> None:
-    """What is there is said first, then why it cannot be used or how it can."""
-    from metadiff import importing, proposal
-    from metadiff.params import load
-
-    params = load(PARAMS)
-    source = importing.open_images(folder)
-    with bar("looking", total=len(source.entries)) as advance:
-        looks = importing.look_at_all(source.files, source.root, advance)
-    found = importing.survey(source, looks)
-    console.print("\n".join(importing.report(found)), highlight=False, soft_wrap=True, markup=False)
-    console.print(importing.class_table(found))
-    settings = proposal.propose(found, params)
-    if write:
-        proposal.write(settings, PARAMS)
-    else:
-        proposal.applied(settings, PARAMS)  # what cannot be is said now
-    written = f"Written to {PARAMS}" if write else f"Proposed for {PARAMS}"
-    lines = [f"\n{written}:\n", proposal.as_yaml(settings), *import_next(folder, proposal.project_path(folder), write=write)]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
-
-
-def import_next(folder: Path, path: str, *, write: bool) -> Iterator[str]:
-    if Path(path).is_absolute():
-        home = f"data/external/{Path(path).name}"
-        while Path(home).exists():
-            home += "-new"
-        yield "The folder lies outside of the project, and a run depends on it where it is. A home for it here, not in git:"
-        yield f"  mkdir -p data/external && cp -r {shlex.quote(path)} {shlex.quote(home)}"
-        yield f"  metadiff import {shlex.quote(home)} --write\n"
-    yield "Next:"
-    if not write:
-        yield f"  metadiff import {shlex.quote(str(folder))} --write"
-    yield "  dvc repro"
-
-
-class Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
-
-
-@contextmanager
-def bar(what: str, *, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields ``advance(n)``; nothing is shown where nobody looks."""
-    console = Console(stderr=True)
-    with Progress(
-        *Progress.get_default_columns(), Rate(), console=console, disable=not console.is_terminal, transient=True
-    ) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
-
-
-def toy_table(scores: "Scores") -> Table:
-    from metadiff.evaluation import mean_and_ci95
-
-    table = Table()
-    for column, side in (
-        ("shots", "right"),
-        ("classifier", "left"),
-        ("accuracy", "right"),
-        ("- ncm", "right"),
-        ("- bayes", "right"),
-    ):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
-    for shot, cells in scores.items():
-        for name, values in cells.items():
-            apart = [mean_and_ci95(values - cells[rival]) if rival != name else None for rival in ("ncm", "bayes")]
-            accuracy = "{:.2f} ± {:.2f}".format(*mean_and_ci95(values))
-            table.add_row(str(shot), name, accuracy, *("{:+.2f} ± {:.2f}".format(*pair) if pair else "" for pair in apart))
-    return table
 
 
 if __name__ == "__main__":

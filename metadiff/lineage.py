@@ -57,25 +57,35 @@ def read_chain(root: Path, experiment: str | None = None) -> Chain:
     revision = experiment_commit(root, experiment) if experiment else None
     lock = read_lock(root, revision)
     told = _cached(root, lock, LINEAGE) if revision else content(root, LINEAGE)
-    stages = _parsed(LINEAGE, told, json.loads)["stages"]
-    metrics = _parsed(METRICS, content(root, METRICS, revision), json.loads)
+    stages = parsed(LINEAGE, told, json.loads)["stages"]
+    metrics = parsed(METRICS, content(root, METRICS, revision), json.loads)
     missing = sorted(set(stages) - set(lock))
     if missing:
         raise DataError(f"{LOCK}: knows nothing of {', '.join(missing)}, of which {LINEAGE} tells; {MAKE}")
-    commit = revision or (_git(root, "log", "-1", "--format=%H", "--", str(LOCK)) or _git(root, "rev-parse", "HEAD")).strip()
-    code = {name: sha256 for facts in stages.values() for name, sha256 in facts["code"].items()}
-    strange = {name for name, sha256 in code.items() if _sha256_in(root, commit, name) != sha256}
+    commit = revision or last_commit(root, LOCK)
+    strange = strangers(root, stages, commit)
     if not revision:
-        strange |= {*uncommitted(root, [*code])}
+        strange |= {*uncommitted(root, [name for facts in stages.values() for name in facts["code"]])}
     return Chain(experiment or "this checkout", commit, tuple(sorted(strange)), stages, lock, metrics)
+
+
+def last_commit(root: Path, path: Path) -> str:
+    """That which changed the file."""
+    return (_git(root, "log", "-1", "--format=%H", "--", str(path)) or _git(root, "rev-parse", "HEAD")).strip()
+
+
+def strangers(root: Path, stages: Mapping[str, Mapping[str, Any]], commit: str) -> set[str]:
+    """The files of code that a commit does not have as the stages ran them."""
+    code = {name: sha256 for facts in stages.values() for name, sha256 in facts["code"].items()}
+    return {name for name, sha256 in code.items() if _sha256_in(root, commit, name) != sha256}
 
 
 def read_lock(root: Path, revision: str | None) -> dict[str, Any]:
     """What dvc.lock tells of each stage."""
-    return dict(_parsed(LOCK, content(root, LOCK, revision), YAML(typ="safe").load)["stages"])
+    return dict(parsed(LOCK, content(root, LOCK, revision), YAML(typ="safe").load)["stages"])
 
 
-def _parsed(path: Path, text: bytes, parse: Callable[[bytes], Any]) -> Any:  # noqa: ANN401
+def parsed(path: Path, text: bytes, parse: Callable[[bytes], Any]) -> Any:  # noqa: ANN401
     try:
         return dict(parse(text))
     except (ValueError, TypeError, YAMLError) as error:

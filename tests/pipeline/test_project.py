@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from metadiff.cli import WIDTH, results_table
 from metadiff.lineage import LINEAGE, verify_chain
+from metadiff.screens import WIDTH, results_table
 from stages.imports import ROOT
 from stages.runner import Exit
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,14 +18,24 @@ from PIL import Image
 from ruamel.yaml import YAML
 from scipy import stats
 
+from metadiff import cli
+from metadiff import studies as studies_of
 from metadiff.artifact import verify
 from metadiff.errors import ParamsError
 from metadiff.params import load
+from metadiff.tracepage import parents
 from stages import study, table
 from stages.imports import ROOT
 from tests.repository import Repository
 
 PUBLISHED = sorted(path.parent for path in (ROOT / "studies").glob("*/table.json"))
+OUTS = {
+    "prepare": "data/prepared",
+    "pretrain": "data/backbone",
+    "collect": "data/trajectories",
+    "metatrain": "data/generator",
+    "evaluate": "data/results",
+}
 COLUMNS = {"dataset", "method", "way", "shot", "seeds", "episodes", "accuracy", "ci95", "seconds"}
 
 
@@ -177,3 +188,30 @@ def test_a_study_of_two_seeds_runs_through_dvc_and_again_only_what_changed(tiny:
     said = tiny.run("dvc", "repro", "studies/few-shot/dvc.yaml").stderr
     assert said.count("metatrain: finished before") == 2
     assert "evaluate: finished before" not in said
+
+
+def test_a_number_of_a_cell_is_traced_to_the_code_and_artifacts_that_made_it(
+    copy: Repository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, yaml = copy.root, YAML()
+    results = root / "studies/few/results/one/0"
+    results.mkdir(parents=True)
+    for name in ("lineage.json", "metrics.json"):
+        shutil.copy(root / "data/results" / name, results)
+    made = {name: stage["outs"] for name, stage in yaml.load(root / "dvc.lock")["stages"].items()}
+    outs = [{**made[stage][0], "path": f"studies/few/cells/one/0/{Path(stage_out)}"} for stage, stage_out in OUTS.items()]
+    stages = {"prepare@one": {"outs": outs[:1]}, "cell@one-0": {"outs": outs[1:]}}
+    yaml.dump({"stages": stages}, root / "studies/few/dvc.lock")
+    copy.run("git", "add", "-A")
+    copy.run("git", "commit", "-qm", "study")
+    chain = studies_of.read_cell(root, "few/one/0")
+    assert (chain.strange, [*chain.stages]) == ((), [*OUTS])
+    assert parents(chain, "evaluate") == ["metatrain", "pretrain"]
+    monkeypatch.chdir(root)
+    assert cli.main(["trace", "--study", "few/one/0", "test.shot1.ncm.accuracy", "--page", "trace.html"]) == 0
+    printed = capsys.readouterr().out
+    assert "study few/one/0, commit" in printed
+    assert f"test.shot1.ncm.accuracy = {chain.metrics['test']['shot1']['ncm']['accuracy']}" in printed
+    for cell, message in (("few/one", "expected a study, a data set and a seed"), ("few/one/9", "not made, or not here")):
+        assert cli.main(["trace", "--study", cell]) == os.EX_DATAERR
+        assert message in capsys.readouterr().err

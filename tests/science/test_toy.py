@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from scipy.stats import multivariate_normal
 
-from metadiff import cli, toy
+from metadiff import cli, screens, toy
 from metadiff.denoiser import Condition
 from metadiff.diffusion import gaussian_noise
 from metadiff.errors import NumericError
@@ -101,7 +101,7 @@ def test_the_ellipse_holds_95_per_cent() -> None:
 def test_a_small_one_ends_in_a_table_and_a_figure(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=120)
     out = tmp_path / "new" / "toy.png"
-    cli.show_toy(console, seed=1, out=out, size=SMALL)
+    screens.show_toy(console, seed=1, out=out, size=SMALL)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert [(int(row[0]), row[1]) for row in ROW.findall(printed)] == [(k, name) for k in toy.SHOTS for name in toy.CLASSIFIERS]
     assert f"Figure: {out}" in printed
