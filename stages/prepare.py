@@ -119,8 +119,9 @@ def unpacked(run: Run[Prepare], path: Path) -> Path | None:
 
     Not kept from run to run: to make sure that thousands of small files are whole takes longer than to unpack them.
     """
-    archives = archives_at(path) if run.params.source in PUBLISHED or path.is_file() else []
-    if run.params.source in KANJI or not archives:
+    may_be = run.params.source in PUBLISHED or (run.params.source not in KANJI and path.is_file())
+    archives = archives_at(path) if may_be else []
+    if not archives:
         return None
     place = run.scratch / "unpacked"
     with run.progress("unpacking", total=sum(map(expected_size, archives)), unit="bytes") as advance:
