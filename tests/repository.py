@@ -1,5 +1,6 @@
 """A copy of the project in a temporary git and DVC repository, small enough to run for real."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -134,14 +135,28 @@ def make_tiny(root: Path, *more: str) -> Repository:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A finished and committed run, made without a network and without Prefect."""
-    repository = make_tiny(tmp_path_factory.mktemp("finished") / "checkout")
-    tried = repository.root.parent / "connections"
+    """A finished and committed run, made without a network and without Prefect; by one worker for all of them."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers of this run
+    root = folder / "finished/checkout"
+    with (folder / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "finished/done").exists():
+            shutil.rmtree(root.parent, ignore_errors=True)
+            root.parent.mkdir()
+            make_finished(root)
+            (folder / "finished/done").touch()
+    return Repository(root)
+
+
+def make_finished(root: Path) -> None:
+    repository = make_tiny(root)
+    tried = root.parent / "connections"
     repository.run("dvc", "repro", env={"PYTHONPATH": OFFLINE, "METADIFF_TEST_CONNECTIONS": str(tried)})
     assert not tried.exists(), tried.read_text()
     repository.run("git", "add", "-A")
     repository.run("git", "commit", "-qm", "run")
-    return repository
 
 
 @pytest.fixture

@@ -91,6 +91,7 @@ def test_a_hostile_archive_touches_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "run/data/.work/prepare").glob("run-*/scratch")), "what was unpacked would stay"
 
 
+@pytest.mark.slow
 def test_archives_beside_class_folders_are_nobodys_business(tmp_path: Path) -> None:
     draw_pictures(tmp_path / "brought", classes=6, images=20)
     for name in ("backup.zip", "notes.xlsx"):
@@ -101,6 +102,7 @@ def test_archives_beside_class_folders_are_nobodys_business(tmp_path: Path) -> N
     assert "120 images of 6 classes" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_may_come_as_an_archive(tmp_path: Path) -> None:
     draw_pictures(tmp_path / "photos", classes=6, images=20)
     shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path, "photos")

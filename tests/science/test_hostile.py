@@ -23,6 +23,8 @@ from tests.formats.hostile_pickles import (
     spiked,
 )
 
+pytestmark = pytest.mark.slow  # of what the other tests are fed with
+
 ENOUGH = 1 << 23  # bytes; a naive reader that gets so far from one small archive is bitten
 RAN_OUT = ("MemoryError", "RecursionError", "signal 9", "signal 11", "signal 24")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from metadiff.errors import DataError
-from metadiff.images import BadImageError
+from metadiff.images import BadImageError, picklefile
 from metadiff.images.archives import is_archive, unpack
 from metadiff.images.decode import decode_file
 from metadiff.images.pickles import read_pickle
@@ -113,6 +113,7 @@ def test_a_small_pickle_whose_calls_copy_what_they_were_given_again_and_again(tm
         assert "one piece of it is used many times" in refusal(lambda name=name: read_pickle(tmp_path / name, scratch=tmp_path))
 
 
-def test_a_pickle_of_millions_of_containers(tmp_path: Path) -> None:
-    (tmp_path / "sets.pkl").write_bytes(b"\x80\x04](" + b"\x8f" * 5_000_001 + b"e.")
-    assert "more than 5000000 containers" in refusal(lambda: read_pickle(tmp_path / "sets.pkl", scratch=tmp_path))
+def test_a_pickle_of_too_many_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picklefile, "MOST_CONTAINERS", 5_000)
+    (tmp_path / "sets.pkl").write_bytes(b"\x80\x04](" + b"\x8f" * 5_001 + b"e.")
+    assert "more than 5000 containers" in refusal(lambda: read_pickle(tmp_path / "sets.pkl", scratch=tmp_path))

@@ -10,6 +10,8 @@ import pytest
 
 from tests.formats import MALFORMED, UNSEEN, Malformed, cifar100_python, make_sample, omniglot_folders, omniglot_zips
 
+pytestmark = pytest.mark.slow  # of what the other tests are fed with
+
 WNIDS = {"train": ["n01532829", "n01558993"], "val": ["n01855672", "n02091244"], "test": ["n01930112", "n01981276"]}
 DRAWINGS = {"train": ["Angelic/character01"], "val": ["Angelic/character02"], "test": ["Tibetan/character01"]}
 PHOTOS, INK = make_sample(WNIDS, images=3), make_sample(DRAWINGS, images=2, side=105, binary=True)
