@@ -38,9 +38,10 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 child.wait()
 """
 CALLER = """
-import sys
+import signal, sys
 from pathlib import Path
 from flows.process import run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background, which ignores it
 run([sys.executable, "parent.py", *sys.argv[1:]], cwd=Path(), say=print)
 """
 
