@@ -45,7 +45,7 @@ fresh: $(BIN)/.runtime ## recompute everything: no work folder, no run-cache
 	dvc repro --force --no-run-cache
 	@metadiff results
 
-test: $(BIN)/.dev ## the default tests: under four minutes on two cores
+test: $(BIN)/.dev ## the default tests: under five minutes on two cores
 	pytest -n 2 --dist worksteal -m "not slow and not crash and not gpu"
 
 test-slow: $(BIN)/.dev ## tests that take longer
@@ -77,6 +77,9 @@ bench: $(BIN)/.runtime ## measurements, each a table and a JSON file in bench/re
 	python -m bench.store
 	python -m bench.memory
 	python -m bench.sampling
+	python -m bench.pickles
+	python -m bench.prepare
+	python -m bench.classifier
 
 study: $(BIN)/.runtime ## make what is stale of a study, its table and its figure: make study NAME=few-shot
 	dvc repro $(if $(NAME),studies/$(NAME)/dvc.yaml,$(error say which: make study NAME=few-shot))
