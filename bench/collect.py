@@ -12,16 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 import stages  # noqa: F401 - pins the instruction set, as in a run
 from metadiff.episodes import Episodes, draw_episodes
 from metadiff.params import Collect, load
 from metadiff.rows import Rows
-from metadiff.trajectory import collect_block, starts
+from metadiff.trajectory import collect_block
 
 ROUNDS = 3
 CLASSES, IMAGES, DIM = 46, 77, 256  # as many as the built-in data have
+MLP, SEEN = {"learner": "mlp", "hidden": 16, "sees": "support", "shot": 20, "steps": 150}, 64  # perceptrons, and what they see
 ALONE = 6  # tasks of the loop: it takes as long for each
 RESULT = Path(__file__).parent / "results" / "collect.json"
 
@@ -35,20 +37,36 @@ def generated() -> tuple[Rows, np.ndarray]:
     return rows, (rng.normal(size=(CLASSES, DIM))[label] + rng.normal(size=(count, DIM))).astype(np.float32)
 
 
+class Cosine(nn.Module):
+    """The cosine learner as a module; features come as unit vectors."""
+
+    def __init__(self, section: Collect, dim: int) -> None:
+        super().__init__()
+        self.scale, self.weight_WD = section.scale, nn.Parameter(section.init_std * torch.randn(section.way, dim))
+
+    def forward(self, inputs_ND: torch.Tensor) -> torch.Tensor:
+        return self.scale * inputs_ND @ normalize(self.weight_WD, dim=-1).T
+
+
+def module_of(section: Collect, dim: int) -> nn.Module:
+    if section.learner == "mlp":
+        return nn.Sequential(nn.Linear(dim, section.hidden), nn.ReLU(), nn.Linear(section.hidden, section.way))
+    return Cosine(section, dim)
+
+
 def loop(section: Collect, drawn: Episodes, features: torch.Tensor, label_N: np.ndarray, tasks: int) -> None:
-    """As it is usually written: a module's weights, autograd, an optimiser, one task after the other."""
-    start_TP = starts(range(tasks), size=section.way * DIM, std=section.init_std, seed=0)
+    """As it is usually written: a module, autograd, an optimiser, one task after the other."""
     for task in range(tasks):
         if section.sees == "support":
             rows, count = drawn.support_EWS[task].ravel(), section.shot
         else:
             rows, count = np.concatenate([np.flatnonzero(label_N == label) for label in drawn.classes_EW[task]]), IMAGES
         inputs_ND, target_N = normalize(features[rows], dim=-1), torch.arange(section.way).repeat_interleave(count)
-        weight_WD = start_TP[task].reshape(section.way, DIM).clone().requires_grad_()
-        optimizer = torch.optim.Adam([weight_WD], lr=section.lr, betas=(section.momentum, 0.999))
+        module = module_of(section, features.shape[1])
+        optimizer = torch.optim.Adam(module.parameters(), lr=section.lr, betas=(section.momentum, 0.999))
         for _ in range(section.steps):
             optimizer.zero_grad()
-            cross_entropy(section.scale * inputs_ND @ normalize(weight_WD, dim=-1).T, target_N).backward()
+            cross_entropy(module(inputs_ND), target_N).backward()
             optimizer.step()
 
 
@@ -78,15 +96,22 @@ def main() -> None:
     torch.set_num_threads(params.shared.threads)
     torch.use_deterministic_algorithms(True)
     rows, features_ND = generated()
-    fixed = {"learner": "cosine", "optimizer": "adam", "sam": 0.0}
-    found = {
-        sees: measure(params.collect.model_copy(update=fixed | {"sees": sees}), rows, features_ND)
-        for sees in ("support", "classes")
-    }
-    for sees, one in found.items():
-        print(f"{sees:8} {one['batched']:8.1f} tasks/s batched {one['loop']:8.2f} in a loop: {one['times']:6.1f} times as fast")
+    fixed = {"learner": "cosine", "optimizer": "adam", "sam": 0.0, "weight_decay": 0.0, "noise": 0.0}
+    cases = {"support": {"sees": "support"}, "classes": {"sees": "classes"}, "mlp": MLP}
+    found = {}
+    for name, case in cases.items():
+        dim = SEEN if name == "mlp" else DIM
+        found[name] = measure(params.collect.model_copy(update=fixed | case), rows, features_ND[:, :dim].copy())
+    for name, one in found.items():
+        print(f"{name:8} {one['batched']:8.1f} tasks/s batched {one['loop']:8.2f} in a loop: {one['times']:6.1f} times as fast")
     used = {key: getattr(params.collect, key) for key in ("block", "way", "shot", "steps")}
-    facts = {"tasks_per_second": found, "threads": params.shared.threads, "processor": platform.processor(), "rounds": ROUNDS}
+    facts = {
+        "tasks_per_second": found,
+        "mlp": MLP | {"dim": SEEN},
+        "threads": params.shared.threads,
+        "processor": platform.processor(),
+        "rounds": ROUNDS,
+    }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(facts | used, indent=1) + "\n", encoding="utf-8")
 

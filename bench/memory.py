@@ -19,8 +19,8 @@ import torch
 
 import stages  # noqa: F401 - pins the instruction set
 from metadiff.conditioning import BaseTasks, Ends
-from metadiff.metatraining import MetaTraining
-from metadiff.methods.metadiff import network_facts
+from metadiff.metatraining import MetaTraining, pace_of, rows_lesson
+from metadiff.methods.metadiff import build, network_facts
 from metadiff.params import load
 from metadiff.rows import Rows
 from metadiff.trajectory import Trajectories
@@ -54,7 +54,8 @@ def train(store: Path) -> None:
     ends = Ends(torch.from_numpy(opened.end_points()).view(-1, WAY, DIM), torch.from_numpy(opened.classes))
     facts = network_facts(section, "task", feature_size=DIM, seed=0)
     tasks = BaseTasks(features_ND, data, ends=ends)
-    MetaTraining(section, facts=facts, tasks=tasks, score=lambda _method: 0.0, seed=0).run()
+    lesson = rows_lesson(section, tasks, score=lambda _method: 0.0)
+    MetaTraining(pace_of(section), build(facts), lesson, seed=0).run()
 
 
 def main() -> None:

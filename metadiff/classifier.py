@@ -20,8 +20,7 @@ from metadiff.baselines.ncm import mean_rows
 from metadiff.checkpoint import save_checkpoint
 from metadiff.episodes import Episodes
 from metadiff.errors import DataError
-from metadiff.evaluation import cosines, log_probabilities
-from metadiff.judging import TYPICAL
+from metadiff.evaluation import TYPICAL, cosines, log_probabilities
 from metadiff.tracked import BEST, Tracked, load_saved, open_tracked, pack, rows_by_count, unpack
 
 

@@ -15,13 +15,17 @@ from torch import Tensor
 
 from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.baselines.ncm import mean_rows
+from metadiff.candidates import Candidate, OfRows
 from metadiff.checkpoint import load_checkpoint
 from metadiff.diffusion import gaussian_noise
 from metadiff.evaluation import RowsOf
 from metadiff.generator import Generator, Kind, undump
 from metadiff.methods import Sampling
+from metadiff.methods.mcdi import WEIGHT_MODELS
 from metadiff.methods.metadiff import MODELS, sampling_of
 from metadiff.rng import torch_stream
+from metadiff.weightclassifiers import WeightGenerators, weight_classifiers
+from metadiff.weightgenerator import undump_weights
 
 if TYPE_CHECKING:
     from metadiff.params import Evaluate
@@ -33,7 +37,7 @@ NAMES = {"task": "metadiff"}  # other models keep their name
 
 def read_checkpoints(folder: Path) -> Checkpoints:
     """The tensors and facts of each model that was trained."""
-    paths = sorted(folder.glob("*.safetensors"), key=lambda path: MODELS.index(path.stem))
+    paths = sorted(folder.glob("*.safetensors"), key=lambda path: (*MODELS, *WEIGHT_MODELS).index(path.stem))
     return {path.stem: load_checkpoint(path) for path in paths}
 
 
@@ -43,13 +47,30 @@ def make_generators(checkpoints: Checkpoints, device: str) -> Generators:
     return {
         model: {kind: undump(*checkpoint, kind=kind, device=device) for kind in kinds.get(model, ("average", "raw"))}
         for model, checkpoint in checkpoints.items()
+        if model not in WEIGHT_MODELS
+    }
+
+
+def make_weight_generators(checkpoints: Checkpoints, device: str) -> WeightGenerators:
+    return {
+        model: undump_weights(*checkpoint, device=device) for model, checkpoint in checkpoints.items() if model in WEIGHT_MODELS
     }
 
 
 def classifiers(
+    section: Evaluate, posterior: GaussianPosterior, generators: Generators, weights: WeightGenerators
+) -> Iterator[tuple[str, dict[str, Candidate]]]:
+    """The name in metrics.json, and candidates by what sets them apart."""
+    centres = {"origin": None, "base mean": posterior.mean_D.float()}  # from where angles are measured
+    for name, found in row_classifiers(section, posterior, generators):
+        yield name, {about: OfRows(rows_of, centres) for about, rows_of in found.items()}
+    yield from weight_classifiers(section, weights)
+
+
+def row_classifiers(
     section: Evaluate, posterior: GaussianPosterior, generators: Generators
 ) -> Iterator[tuple[str, dict[str, RowsOf]]]:
-    """The name in metrics.json, and candidates by what sets them apart."""
+    """Those that are a row a class."""
     yield "ncm", {"": mean_rows}
     yield (
         "gaussian",

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from metadiff.baselines.gaussian import Posterior
 from metadiff.denoiser import Condition
 from metadiff.errors import DataError
+from metadiff.inputs import base_classes, class_means, moved, moves
 from metadiff.rows import Rows
 
 
@@ -69,56 +69,59 @@ class BaseTasks:
     def __init__(self, features_ND: Tensor, data: Rows, *, spread: float = 1.0, ends: Ends | None = None) -> None:
         """Targets are the means over all images of a class or, given ``ends``, trained weights.
 
-        Base classes are moved towards their common mean, each as a whole, until they are ``spread`` times as far from it: the
-        backbone has set the classes it was trained on further apart than it will set new ones.
+        Base classes are moved towards their common mean, until they are ``spread`` times as far from it.
         """
-        rows, labels = data.of("train"), data.label[data.of("train")]
-        members = [torch.from_numpy(rows[labels == label]) for label in np.unique(labels)]
+        members = base_classes(data)
+        self.labels = [int(data.label[rows[0]]) for rows in members]
         self.counts_C = torch.tensor([len(rows) for rows in members])
         self.rows_CM = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
-        means_CD = torch.stack([features_ND[rows].double().mean(0) for rows in members])
-        moves_CD = (spread - 1) * (means_CD - means_CD.mean(0))
-        self.means_CD = (means_CD + moves_CD).float()
-        self.features_ND = features_ND
-        if spread != 1:
-            self.features_ND = features_ND.clone()
-            for rows_M, move_D in zip(members, moves_CD, strict=True):
-                self.features_ND[rows_M] += move_D.float()
+        means_CD = class_means(features_ND, members)
+        self.means_CD = (means_CD + moves(means_CD, spread)).float()
+        self.features_ND = moved(features_ND, data, spread)
         self.ends = ends
         self.scales = Scales(Scale.of(self.means_CD if ends is None else ends.weights_NWD.flatten(0, 1)), Scale.of(self.means_CD))
         if ends is not None:
-            number_of = {int(label): number for number, label in enumerate(np.unique(labels))}
-            self.ends_NW = torch.tensor([[number_of[int(label)] for label in task] for task in ends.classes_NW])
+            self.ends_NW = self.numbers_of(ends.classes_NW)
 
     def draw(self, generator: Generator, *, tasks: int, way: int, shots: Sequence[int]) -> Batch:
         """One number of shots a batch, so that the supports are one rectangular tensor."""
-        if self.ends is None and way > len(self.counts_C):
-            raise DataError(f"train: {way}-way tasks need {way} classes, there are {len(self.counts_C)}: lower metatrain.way")
         if max(shots) > int(self.counts_C.min()):
             raise DataError(f"train: {max(shots)} shots, a class has {int(self.counts_C.min())} images: lower metatrain.shots")
         shot = shots[int(torch.randint(len(shots), (), generator=generator))]
         if self.ends is None:
-            classes_BW = torch.rand(tasks, len(self.counts_C), generator=generator).argsort(dim=1)[:, :way]
+            classes_BW = self.classes(generator, tasks=tasks, way=way)
             target_BWD = self.means_CD[classes_BW.to(self.means_CD.device)]
         else:
             chosen_B = torch.randint(len(self.ends_NW), (tasks,), generator=generator)
             classes_BW = self.ends_NW[chosen_B]
             target_BWD = self.ends.weights_NWD[chosen_B.to(self.features_ND.device)]
-        support_BWSD = self.features_ND[self._support(classes_BW, shot, generator).to(self.features_ND.device)]
+        support_BWSD = self.support(classes_BW, shot, generator)
         condition = condition_on(support_BWSD, self.scales.features, self.posterior)
         return Batch(self.scales.weights.standardise(target_BWD), condition)
 
-    def _support(self, classes_BW: Tensor, shot: int, generator: Generator) -> Tensor:
-        """(B, W, S) rows: the images with the smallest of random keys, padding never."""
+    def classes(self, generator: Generator, *, tasks: int, way: int) -> Tensor:
+        """(B, W) any base classes, by their number among them."""
+        if way > len(self.counts_C):
+            raise DataError(f"train: {way}-way tasks need {way} classes, there are {len(self.counts_C)}: lower metatrain.way")
+        return torch.rand(tasks, len(self.counts_C), generator=generator).argsort(dim=1)[:, :way]
+
+    def numbers_of(self, classes_NW: Tensor) -> Tensor:
+        """Classes by their number among the base classes, from that in the features' table."""
+        number_of = {label: number for number, label in enumerate(self.labels)}
+        return torch.tensor([[number_of[int(label)] for label in task] for task in classes_NW])
+
+    def support(self, classes_BW: Tensor, shot: int, generator: Generator) -> Tensor:
+        """(B, W, S, D) features: the images with the smallest of random keys, padding never."""
         keys_BWM = torch.rand(*classes_BW.shape, self.rows_CM.shape[1], generator=generator)
         padding_BWM = torch.arange(self.rows_CM.shape[1]) >= self.counts_C[classes_BW][..., None]
         chosen_BWS = keys_BWM.masked_fill(padding_BWM, 2.0).topk(shot, largest=False).indices
-        return self.rows_CM[classes_BW].gather(2, chosen_BWS)
+        return self.features_ND[self.rows_CM[classes_BW].gather(2, chosen_BWS).to(self.features_ND.device)]
 
 
-def condition_on(support_EWSD: Tensor, features: Scale, posterior: Posterior | None = None) -> Condition:
-    """What a generator is told of the tasks with these support features."""
+def condition_on(support_EWSD: Tensor, features: Scale | None, posterior: Posterior | None = None) -> Condition:
+    """What a generator is told of the tasks with these support features; without a scale they have one of their own."""
     shot, mean_EWD = support_EWSD.shape[2], support_EWSD.mean(2)
     if posterior is not None:
         mean_EWD = posterior.expect(mean_EWD, shot).to(mean_EWD.dtype)
-    return Condition(features.standardise(mean_EWD), torch.full((1,), float(shot), device=mean_EWD.device))
+    seen_EWD = features.standardise(mean_EWD) if features else mean_EWD
+    return Condition(seen_EWD, torch.full((1,), float(shot), device=mean_EWD.device))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from metadiff import yamlfile
 
 if TYPE_CHECKING:
-    from metadiff.params import Collect, Evaluate, Metatrain, Prepare, Pretrain
+    from metadiff.params import Collect, Evaluate, McDi, Metatrain, Prepare, Pretrain
 
 SHORTEST_LINEAR = 21  # fewer times than this would need a beta above 1
 SMALLEST_IMAGE = {"conv4": 16, "resnet12": 16}  # each halves the side four times
@@ -19,6 +19,7 @@ def conflicts(
     pretrain: Pretrain | None,
     collect: Collect | None,
     metatrain: Metatrain | None,
+    mcdi: McDi | None,
     evaluate: Evaluate | None,
 ) -> Iterator[tuple[str, str]]:
     """What is right by itself and wrong together, as (first key, text); a section that is None is not looked at."""
@@ -30,8 +31,8 @@ def conflicts(
             "prepare.image_size",
             f"must be at least {smallest} for pretrain.backbone {pretrain.backbone}, got {prepare.image_size}",
         )
-    if collect and collect.keep > collect.steps + 1:
-        yield "collect.keep", f"must be at most collect.steps + 1 = {collect.steps + 1}, got {collect.keep}"
+    if collect:
+        yield from _collect_conflicts(collect)
     if prepare and collect and collect.shot > prepare.min_images:
         yield "collect.shot", f"must be at most prepare.min_images {prepare.min_images}, got {collect.shot}"
     needed = [("evaluate.shots", max(evaluate.shots), "evaluate.query", evaluate.query)] if evaluate else []
@@ -48,6 +49,53 @@ def conflicts(
         yield from _target_conflicts(metatrain, collect)
     if metatrain:
         yield from _sampling_conflicts(metatrain, evaluate)
+    if mcdi and mcdi.models:
+        yield from _weight_conflicts(mcdi, prepare, collect, evaluate)
+
+
+def _weight_conflicts(
+    mcdi: McDi, prepare: Prepare | None, collect: Collect | None, evaluate: Evaluate | None
+) -> Iterator[tuple[str, str]]:
+    """What whole weights as targets need."""
+    need = max(mcdi.shots) + mcdi.val_query
+    if prepare and need > prepare.min_images:
+        yield (
+            "mcdi.shots",
+            f"with mcdi.val_query {need} images a class, prepare.min_images promises {prepare.min_images}; lower one",
+        )
+    if mcdi.segments > mcdi.times:
+        yield "mcdi.segments", f"must be at most mcdi.times {mcdi.times}, got {mcdi.segments}"
+    if mcdi.window == "overlap" and not mcdi.weighted:
+        yield (
+            "mcdi.window",
+            "overlap needs mcdi.weighted true: without its factors the targets of a time contradict each other",
+        )
+    if "ocd" in mcdi.models and "reptile" not in mcdi.models:
+        yield "mcdi.models", "ocd goes out from what reptile has learnt; add reptile"
+    if not collect:
+        return
+    if collect.dim == 0:
+        yield "collect.dim", "must be at least 1 for mcdi.models: its denoiser is for whitened inputs, got 0"
+    if (collect.keep - 1) % mcdi.segments:
+        yield "collect.keep", f"must be 1 more than a multiple of mcdi.segments {mcdi.segments}, got {collect.keep}"
+    if "ocd" in mcdi.models and collect.sees != "support":
+        yield "mcdi.models", f"ocd needs collect.sees support, got {collect.sees}"
+    if "ocd" in mcdi.models and collect.noise:
+        yield "mcdi.models", f"ocd needs collect.noise 0: its paths see images as they are, got {collect.noise:g}"
+    if evaluate and evaluate.way != collect.way:
+        yield "evaluate.way", f"must be collect.way {collect.way} for mcdi.models, got {evaluate.way}"
+
+
+def _collect_conflicts(collect: Collect) -> Iterator[tuple[str, str]]:
+    if collect.keep > collect.steps + 1:
+        yield "collect.keep", f"must be at most collect.steps + 1 = {collect.steps + 1}, got {collect.keep}"
+    if collect.learner == "mlp" and collect.sees != "support":
+        yield "collect.sees", f"must be support for collect.learner mlp, got {collect.sees}; raise collect.shot to show it more"
+    if collect.noise and collect.sees != "support":  # tasks that see all images of a class share them
+        yield "collect.noise", f"must be 0 for collect.sees {collect.sees}, got {collect.noise:g}"
+    if collect.weight_decay * collect.lr > 1:
+        most = 1 / collect.lr
+        yield "collect.weight_decay", f"must be at most 1 / collect.lr = {most:g}, got {collect.weight_decay:g}"
 
 
 def _sampling_conflicts(metatrain: Metatrain, evaluate: Evaluate | None) -> Iterator[tuple[str, str]]:
@@ -64,8 +112,11 @@ def _sampling_conflicts(metatrain: Metatrain, evaluate: Evaluate | None) -> Iter
 
 def _target_conflicts(metatrain: Metatrain, collect: Collect) -> Iterator[tuple[str, str]]:
     """What trained weights as targets need."""
-    if metatrain.spread != 1:  # they were trained on features left where they are
-        yield "metatrain.spread", f"must be 1 for metatrain.target trajectory-ends, got {metatrain.spread:g}"
+    if metatrain.spread != collect.spread:  # the features that they were trained on are those that a batch draws
+        must = f"must be collect.spread {collect.spread:g} for metatrain.target trajectory-ends"
+        yield "metatrain.spread", f"{must}, got {metatrain.spread:g}"
+    if collect.dim:
+        yield "metatrain.target", f"trajectory-ends needs collect.dim 0, got {collect.dim}"
     if metatrain.way != collect.way:
         yield "metatrain.way", f"must be collect.way {collect.way} for metatrain.target trajectory-ends, got {metatrain.way}"
     if collect.learner != "cosine":

@@ -19,6 +19,7 @@ from metadiff.diffusion import Kind
 from metadiff.rng import torch_stream
 
 FREQUENCIES = 160
+BLANK = "leave"  # the last layer of a correction
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,15 @@ class TaskDenoiser(nn.Module):
 
 
 def initialise(net: nn.Module, *, seed: int) -> None:
-    """PyTorch's default for linear layers, each from a stream of its own; the task denoiser's correction starts at zero."""
+    """PyTorch's default for linear layers, each from a stream of its own; but what is to start at zero, `BLANK`, does."""
     for name, layer in net.named_modules():
         if isinstance(layer, nn.Linear):
             bound = layer.in_features**-0.5
             for parameter in layer.parameters():
                 nn.init.uniform_(parameter, -bound, bound, generator=torch_stream(seed, "init", name, parameter.ndim))
-    if isinstance(net, TaskDenoiser):
-        nn.init.zeros_(net.leave.weight)
-        nn.init.zeros_(net.leave.bias)
+            if name.endswith(BLANK):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
 
 def time_features(t_B: Tensor) -> Tensor:

@@ -20,22 +20,49 @@ from metadiff.errors import NumericError
 
 BATCH = 250  # episodes at a time
 BINS = 15  # of the calibration error
+TYPICAL = 10.0  # temperature with which draws are averaged before one is chosen
 TEMPERATURES: tuple[float, ...] = tuple(2.0 ** (step / 4) for step in range(37))  # 1 to 512
 
 RowsOf = Callable[[Tensor, int], Tensor]  # support (E, W, S, D) and the number of the batch -> class rows (G, E, W, D)
+WeightsOf = Callable[[Tensor, int], Tensor]  # the same -> weights (G, E, P) of a base learner
+LogitsOf = Callable[[Tensor, Tensor], Tensor]  # weights (E, P) and features (E, N, D) -> logits (E, N, W)
 
 
 @torch.no_grad()
 def class_rows(rows_of: RowsOf, features_ND: Tensor, episodes: Episodes) -> Tensor:
     """(G, E, W, D): the rows of each episode's classifier, from its support alone."""
-    parts = []
-    for batch, start in enumerate(range(0, len(episodes.support_EWS), BATCH)):
-        support_EWS = torch.from_numpy(episodes.support_EWS[start : start + BATCH]).long().to(features_ND.device)
-        parts.append(rows_of(features_ND[support_EWS], batch))
-    rows_GEWD = torch.cat(parts, dim=1)
+    rows_GEWD = _by_batch(rows_of, features_ND, episodes)
     if not bool(rows_GEWD.norm(dim=-1).isfinite().all()):
         raise NumericError("generated rows are not finite: the sampler diverged; take more sampling steps or lower metatrain.lr")
     return rows_GEWD
+
+
+@torch.no_grad()
+def learner_weights(weights_of: WeightsOf, features_ND: Tensor, episodes: Episodes) -> Tensor:
+    """(G, E, P): the weights of each episode's base learner, from its support alone."""
+    theta_GEP = _by_batch(weights_of, features_ND, episodes)
+    if not bool(theta_GEP.norm(dim=-1).isfinite().all()):
+        raise NumericError("generated weights are not finite: the sampler diverged; train their generator with a lower lr")
+    return theta_GEP
+
+
+@torch.no_grad()
+def learner_scores(theta_GEP: Tensor, logits_of: LogitsOf, features_ND: Tensor, episodes: Episodes) -> Tensor:
+    """(G, E, Q, W) on the CPU: of each query the logits in such a unit that the typical temperature gives them back."""
+    parts = []
+    for start in range(0, len(episodes.query_EWQ), BATCH):
+        query_EWQ = torch.from_numpy(episodes.query_EWQ[start : start + BATCH]).long().to(features_ND.device)
+        query_END, here = features_ND[query_EWQ.flatten(1)], slice(start, start + BATCH)
+        parts.append(torch.stack([logits_of(theta_EP[here], query_END) for theta_EP in theta_GEP]).cpu() / TYPICAL)
+    return torch.cat(parts, dim=1)
+
+
+def _by_batch(of_support: Callable[[Tensor, int], Tensor], features_ND: Tensor, episodes: Episodes) -> Tensor:
+    parts = []
+    for batch, start in enumerate(range(0, len(episodes.support_EWS), BATCH)):
+        support_EWS = torch.from_numpy(episodes.support_EWS[start : start + BATCH]).long().to(features_ND.device)
+        parts.append(of_support(features_ND[support_EWS], batch))
+    return torch.cat(parts, dim=1)
 
 
 @torch.no_grad()
@@ -58,9 +85,9 @@ def accuracy(rows_of: RowsOf, features_ND: Tensor, episodes: Episodes) -> float:
     return 100 * right / (len(cosines_EQW) * len(targets(episodes)))
 
 
-def log_probabilities(cosines_GEQW: Tensor, temperature: float) -> Tensor:
+def log_probabilities(scores_GEQW: Tensor, temperature: float) -> Tensor:
     """(E, Q, W): the logarithm of the class probabilities averaged over draws."""
-    log_GEQW = (temperature * cosines_GEQW.double()).log_softmax(-1)
+    log_GEQW = (temperature * scores_GEQW.double()).log_softmax(-1)
     return log_GEQW.logsumexp(0) - math.log(len(log_GEQW))
 
 
@@ -80,9 +107,9 @@ def negative_log_likelihood(log_EQW: Tensor, target_Q: Tensor) -> NDArray[np.flo
     return np.asarray(-log_EQW[:, torch.arange(len(target_Q)), target_Q].mean(1))
 
 
-def best_temperature(cosines_GEQW: Tensor, target_Q: Tensor) -> float:
-    """The factor on the cosines with the best likelihood; to be chosen on validation episodes."""
-    losses = [negative_log_likelihood(log_probabilities(cosines_GEQW, t), target_Q).mean() for t in TEMPERATURES]
+def best_temperature(scores_GEQW: Tensor, target_Q: Tensor) -> float:
+    """The factor on the scores with the best likelihood; to be chosen on validation episodes."""
+    losses = [negative_log_likelihood(log_probabilities(scores_GEQW, t), target_Q).mean() for t in TEMPERATURES]
     return TEMPERATURES[int(np.argmin(losses))]
 
 

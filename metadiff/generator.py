@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from metadiff.baselines.gaussian import Posterior
 from metadiff.conditioning import Scale, Scales, condition_on
@@ -46,16 +46,24 @@ def dump(best: Mapping[str, Mapping[str, Tensor]], scales: Scales, posterior: Po
 def undump(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, kind: Kind, device: str = "cpu") -> Generator:
     """The generator with one kind of its weights; refuses those of another network."""
     method = build(facts, device=device)
-    want = {f"{kind}/{name}": tuple(value.shape) for name, value in method.net.state_dict().items() if kind != "untrained"}
-    have = {name: tuple(value.shape) for name, value in tensors.items() if name.startswith(f"{kind}/")}
-    wrong = sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name))
-    if wrong:
-        raise CorruptArtifactError(
-            f"weights of another network than the {facts['model']} denoiser for {facts['feature_size']} features: {wrong[0]} "
-            f"has shape {have.get(wrong[0])}, expected {want.get(wrong[0])}; run metatrain again"
-        )
-    if want:
-        method.net.load_state_dict({name.removeprefix(f"{kind}/"): tensors[name] for name in want})
+    what = f"{facts['model']} denoiser for {facts['feature_size']} features"
+    method.net.load_state_dict(trained_weights(tensors, method.net, kind, what))
     scale = {of: Scale(*(tensors[f"scale/{of}/{name}"].to(device) for name in SCALE)) for of in ("weights", "features")}
     parts = [tensors[f"posterior/{name}"].to(device) for name in POSTERIOR if f"posterior/{name}" in tensors]
     return Generator(method, Scales(**scale), Posterior(*parts) if parts else None)
+
+
+def trained_weights(tensors: Mapping[str, Tensor], net: nn.Module, kind: Kind, what: str) -> dict[str, Tensor]:
+    """One kind of weights among the tensors of a checkpoint; those of the network itself if it is to stay untrained."""
+    have = {name.removeprefix(f"{kind}/"): value for name, value in tensors.items() if name.startswith(f"{kind}/")}
+    want = dict(net.state_dict())
+    if kind == "untrained":
+        return want
+    shapes, found = ({name: tuple(value.shape) for name, value in weights.items()} for weights in (want, have))
+    wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+    if wrong:
+        raise CorruptArtifactError(
+            f"weights of another network than the {what}: {kind}/{wrong[0]} has shape {found.get(wrong[0])}, expected "
+            f"{shapes.get(wrong[0])}; run metatrain again"
+        )
+    return have

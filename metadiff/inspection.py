@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +28,32 @@ def summary(store: TrajectoryStore) -> list[str]:
     refused = ", ".join(f"{number:,} {reason}" for reason, number in about["refused"].items())
     sees = "its support" if params["sees"] == "support" else "all images of its classes"
     parts = ", ".join(f"{part['name']} {tuple(part['shape'])} from {part['offset']}" for part in about["layout"])
-    scale = f" of scale {params['scale']:g}" if params["learner"] == "cosine" else ""
+    kinds = {"cosine": f" of scale {params['scale']:g}", "mlp": f" of {params['hidden']:,} hidden units"}
     size = sum(int(np.prod(part["shape"])) for part in about["layout"])
-    sam = f", SAM of radius {params['sam']:g}" if params["sam"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in (about["versions"] | {"zarr": about["zarr"]}).items())
-    optimizer = f"{params['optimizer']}{sam}, lr {params['lr']:g}, momentum {params['momentum']:g}, {params['steps']:,} steps"
     return [
         f"{about['dataset']}: {len(store):,} of {params['tasks']:,} tasks accepted ({refused})",
         f"tasks     {params['way']}-way, {params['shot']} support images a class, each sees {sees}; seed {about['seed']}",
-        f"vector    {params['learner']} learner{scale}: {size:,} numbers: {parts}",
-        f"path      {optimizer} from Gaussian weights of deviation {params['init_std']:g}",
+        f"inputs    {_inputs(params)}",
+        f"vector    {params['learner']} learner{kinds.get(params['learner'], '')}: {size:,} numbers: {parts}",
+        f"path      {_optimizer(params)} from Gaussian weights of deviation {params['init_std']:g}",
         f"store     {store.blocks} blocks of up to {about['block']:,} tasks, {len(store.steps)} kept steps; {versions}",
     ]
+
+
+def _inputs(params: Mapping[str, Any]) -> str:
+    """What the learner saw of an image, and with what it was disturbed."""
+    seen = f"{params['dim']:,} whitened directions of the features" if params["dim"] else "the features as they are"
+    spread = f", base classes at {params['spread']:g} of their distances" if params["spread"] != 1 else ""
+    noise = f", with noise of deviation {params['noise']:g} in the gradient" if params["noise"] else ""
+    return seen + spread + noise
+
+
+def _optimizer(params: Mapping[str, Any]) -> str:
+    sam = f", SAM of radius {params['sam']:g}" if params["sam"] else ""
+    decay = f", weight decay {params['weight_decay']:g}" if params["weight_decay"] else ""
+    rates = f"lr {params['lr']:g}, momentum {params['momentum']:g}{decay}"
+    return f"{params['optimizer']}{sam}, {rates}, {params['steps']:,} steps"
 
 
 def progress_table(store: TrajectoryStore) -> Table:

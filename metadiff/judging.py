@@ -1,4 +1,4 @@
-"""From cosines to numbers: what validation chooses, one row an episode, and the summary of many."""
+"""From scores to numbers: what validation chooses, one row an episode, and the summary of many."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metadiff.baselines.gaussian import GaussianPosterior
-from metadiff.classifiers import Checkpoints, classifiers, make_generators
+from metadiff.candidates import Candidate
+from metadiff.classifiers import Checkpoints, classifiers, make_generators, make_weight_generators
 from metadiff.episodes import Episodes
 from metadiff.evaluation import (
     BINS,
-    RowsOf,
+    TYPICAL,
     best_temperature,
     calibration,
-    class_rows,
     correct_counts,
-    cosines,
     log_probabilities,
     mean_and_ci95,
     negative_log_likelihood,
     targets,
 )
 from metadiff.rows import Rows
+from metadiff.weightclassifiers import of_weights
 
 if TYPE_CHECKING:
     from metadiff.params import Evaluate
 
-TYPICAL = 10.0  # temperature with which draws are averaged before one is chosen
-RIVALS = ("ncm", "gaussian", "regression")  # every other classifier is compared with these, episode by episode
+RIVALS = ("ncm", "gaussian", "regression")  # every other classifier is compared with these, episode by episode,
+WEIGHT_RIVALS = ("weights-regression", "finetune-random")  # and one of whole weights with these too
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What validation chose of a classifier: a candidate and a centre for all numbers of shots, a temperature for each."""
+    """What validation chose of a classifier: a candidate and a centre of its scores for all shots, a temperature for each."""
 
     candidate: str
     centre: str
@@ -67,16 +67,14 @@ def verdict(
 ) -> Verdict:
     """Choose on validation episodes, judge on all. Of plain values, so that a worker elsewhere can do it."""
     features = torch.from_numpy(features_ND).to(device)
-    posterior = GaussianPosterior(features, data)
-    candidates = dict(classifiers(section, posterior, make_generators(checkpoints, device)))[name]
-    centres = {"origin": None, "base mean": posterior.mean_D.float()}  # from where angles are measured
+    made = make_generators(checkpoints, device), make_weight_generators(checkpoints, device)
+    candidates = dict(classifiers(section, GaussianPosterior(features, data), *made))[name]
     validation = {shot: episodes for (split, shot), episodes in drawn.items() if split == "val"}
-    choice, seen = choose(candidates, features, validation, centres=centres)
+    choice, seen = choose(candidates, features, validation)
     judged = []
     for (split, shot), episodes in drawn.items():
         if split != "val":
-            rows_GEWD = class_rows(candidates[choice.candidate], features, episodes)
-            seen[shot] = cosines(rows_GEWD, features, episodes, centre_D=centres[choice.centre])
+            seen[shot] = candidates[choice.candidate].scores(features, episodes)[choice.centre]
         parts = judge(seen[shot], targets(episodes), temperature=choice.temperature[shot])
         judged.append([_with_cell(part, split, shot, name) for part in parts])
     rows, bins = (pd.concat(parts, ignore_index=True) for parts in zip(*judged, strict=True))
@@ -84,19 +82,15 @@ def verdict(
 
 
 def choose(
-    candidates: Mapping[str, RowsOf],
-    features_ND: Tensor,
-    episodes: Mapping[int, Episodes],
-    *,
-    centres: Mapping[str, Tensor | None],
+    candidates: Mapping[str, Candidate], features_ND: Tensor, episodes: Mapping[int, Episodes]
 ) -> tuple[Choice, dict[int, Tensor]]:
-    """The best mean accuracy over shots, the first of equals, then the likeliest temperatures; and the cosines it gave."""
+    """The best mean accuracy over shots, the first of equals, then the likeliest temperatures; and the scores it gave."""
     target_Q = {shot: targets(drawn) for shot, drawn in episodes.items()}
     found: dict[tuple[str, str], dict[int, Tensor]] = {}
-    for name, rows_of in candidates.items():
-        rows = {shot: class_rows(rows_of, features_ND, drawn) for shot, drawn in episodes.items()}
-        for centre, centre_D in centres.items():
-            found[name, centre] = {k: cosines(rows[k], features_ND, episodes[k], centre_D=centre_D) for k in episodes}
+    for name, candidate in candidates.items():
+        for shot, drawn in episodes.items():
+            for centre, scores in candidate.scores(features_ND, drawn).items():
+                found.setdefault((name, centre), {})[shot] = scores
 
     def mean_accuracy(key: tuple[str, str]) -> float:
         counts = [correct_counts(log_probabilities(found[key][shot], TYPICAL), target_Q[shot]) for shot in episodes]
@@ -106,9 +100,9 @@ def choose(
     return Choice(*best, {shot: best_temperature(found[best][shot], target_Q[shot]) for shot in episodes}), found[best]
 
 
-def judge(cosines_GEQW: Tensor, target_Q: Tensor, *, temperature: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+def judge(scores_GEQW: Tensor, target_Q: Tensor, *, temperature: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row an episode, and one row a bin of confidence."""
-    log_EQW = log_probabilities(cosines_GEQW, temperature)
+    log_EQW = log_probabilities(scores_GEQW, temperature)
     facts = {"episode": np.arange(len(log_EQW)), "correct": correct_counts(log_EQW, target_Q), "queries": len(target_Q)}
     rows = pd.DataFrame(facts | {"nll": negative_log_likelihood(log_EQW, target_Q).round(6)})
     bins = vars(calibration(log_EQW, target_Q))
@@ -126,11 +120,15 @@ def summary(rows: pd.DataFrame, bins: pd.DataFrame) -> dict[str, Any]:
             nll = float(cell.loc[cell["classifier"] == name, "nll"].mean())
             error = (chosen["confidence"] - chosen["correct"]).abs().sum() / chosen["count"].sum()
             here[name] = _interval("accuracy", values) | {"nll": round(nll, 4), "ece": round(100 * float(error), 3)}
-            rivals = [
-                rival for rival in RIVALS if rival in per_cent and rival != name and name not in RIVALS[: RIVALS.index(rival)]
-            ]
+            rivals = (rival for rival in rivals_of(name) if rival in per_cent)
             here[name] |= {f"vs_{rival}": _interval("diff", values - per_cent[rival]) for rival in rivals}
     return metrics
+
+
+def rivals_of(name: str) -> tuple[str, ...]:
+    """With what a classifier is compared: a rival itself with those before it only."""
+    rivals = RIVALS + WEIGHT_RIVALS if of_weights(name) else RIVALS
+    return rivals[: rivals.index(name)] if name in rivals else rivals
 
 
 def _with_cell(table: pd.DataFrame, split: str, shot: int, classifier: str) -> pd.DataFrame:

@@ -1,14 +1,19 @@
 """The base learners: classifiers over frozen features whose weights are optimised, recorded and, later, generated.
 
-A task's weights are one flat vector: a row a class and, for `linear`, a bias a class after them; `layout` says what lies where.
-All functions take a batch of such vectors, theta_TP, one a task. Gradients are in closed form, so they need no autograd.
+A task's weights are one flat vector; `layout` says what lies where in it. All functions take a batch of such vectors, theta_TP,
+one a task. Gradients are in closed form, so they need no autograd.
+
+Shapes: T tasks, N images of each, W ways, D features, E of them as inputs, H hidden units, P weights.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
@@ -22,10 +27,17 @@ class Part:
     shape: tuple[int, ...]
     offset: int
 
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True)
 class Learner:
-    """`cosine`: scale times the cosine of feature and row (Gidaris and Komodakis, 2018); `linear`: their product plus a bias."""
+    """A row a class and, for `linear`, a bias a class after them.
+
+    `cosine`: scale times the cosine of feature and row (Gidaris and Komodakis, 2018); `linear`: their product plus a bias.
+    """
 
     kind: Literal["cosine", "linear"]
     way: int
@@ -37,8 +49,12 @@ class Learner:
         return self.way * self.dim + (self.way if self.kind == "linear" else 0)
 
     def layout(self) -> tuple[Part, ...]:
-        weight = Part("weight", (self.way, self.dim), 0)
-        return (weight,) if self.kind == "cosine" else (weight, Part("bias", (self.way,), self.way * self.dim))
+        weight = {"weight": (self.way, self.dim)}
+        return tuple(_parts(weight if self.kind == "cosine" else weight | {"bias": (self.way,)}))
+
+    def start(self, stream: np.random.Generator, std: float) -> Tensor:
+        """(P,): Gaussian, the bias too."""
+        return std * torch.from_numpy(stream.standard_normal(self.size, dtype=np.float32))
 
     def inputs(self, features: Tensor) -> Tensor:
         """What the logits are linear in: unit vectors, or the features with a 1 for the bias."""
@@ -53,7 +69,16 @@ class Learner:
 
     def logits(self, theta_TP: Tensor, features_TND: Tensor) -> Tensor:
         """Scores (T, N, W) of each task's own N images."""
-        return self.inputs(features_TND) @ self.rows(theta_TP).mT
+        return self.scores(theta_TP, self.inputs(features_TND))
+
+    def scores(self, theta_TP: Tensor, inputs_TNE: Tensor) -> Tensor:
+        """The logits of what `inputs` gave."""
+        return inputs_TNE @ self.rows(theta_TP).mT
+
+    def slope(self, theta_TP: Tensor, inputs_TNE: Tensor, hot_NW: Tensor) -> Tensor:
+        """(T, P): of each task's cross-entropy, the mean over its images, whose classes are ``hot_NW`` in every task."""
+        error_TNW = self.scores(theta_TP, inputs_TNE).softmax(-1).sub_(hot_NW)
+        return self.gradient(theta_TP, error_TNW.mT @ inputs_TNE / len(hot_NW))
 
     def gradient(self, theta_TP: Tensor, slope_TWE: Tensor) -> Tensor:
         """The chain rule: a slope by the rows becomes one by the vector."""
@@ -68,3 +93,79 @@ class Learner:
 
     def _weight(self, theta_TP: Tensor) -> Tensor:
         return theta_TP[:, : self.way * self.dim].reshape(-1, self.way, self.dim)
+
+
+@dataclass(frozen=True)
+class Perceptron:
+    """Two layers: relu(features @ enter.weight.T + enter.bias) @ leave.weight + leave.bias.
+
+    Its hidden units can be permuted, so a task has many vectors that are equally good.
+    """
+
+    kind: Literal["mlp"]
+    way: int
+    dim: int
+    hidden: int
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.layout())
+
+    def layout(self) -> tuple[Part, ...]:
+        enter = {"enter.weight": (self.hidden, self.dim), "enter.bias": (self.hidden,)}
+        return tuple(_parts(enter | {"leave.weight": (self.hidden, self.way), "leave.bias": (self.way,)}))
+
+    def start(self, stream: np.random.Generator, std: float) -> Tensor:
+        """(P,): weights are Gaussian of deviation std / sqrt(fan in), biases 0."""
+        fans = {"enter.weight": self.dim, "leave.weight": self.hidden}
+        start_P = torch.zeros(self.size)
+        for part in self.layout():
+            if part.name in fans:
+                drawn = torch.from_numpy(stream.standard_normal(part.size, dtype=np.float32))
+                start_P[part.offset :][: part.size] = std / math.sqrt(fans[part.name]) * drawn
+        return start_P
+
+    def inputs(self, features: Tensor) -> Tensor:
+        """What the first layer sees: the features themselves."""
+        return features
+
+    def logits(self, theta_TP: Tensor, features_TND: Tensor) -> Tensor:
+        """Scores (T, N, W) of each task's own N images."""
+        return self.scores(theta_TP, self.inputs(features_TND))
+
+    def scores(self, theta_TP: Tensor, inputs_TND: Tensor) -> Tensor:
+        return self._layers(theta_TP, inputs_TND)[1].mT
+
+    def slope(self, theta_TP: Tensor, inputs_TND: Tensor, hot_NW: Tensor) -> Tensor:
+        """(T, P): of each task's cross-entropy, the mean over its images, whose classes are ``hot_NW`` in every task."""
+        hidden_THN, logits_TWN = self._layers(theta_TP, inputs_TND)
+        error_TWN = logits_TWN.softmax(1).sub_(hot_NW.T).div_(len(hot_NW))
+        back_THN = (self._tensors(theta_TP)[2] @ error_TWN).mul_(hidden_THN > 0)
+        slopes = (back_THN @ inputs_TND, back_THN.sum(-1), hidden_THN @ error_TWN.mT, error_TWN.sum(-1))
+        return torch.cat([slope.flatten(1) for slope in slopes], dim=-1)
+
+    def _layers(self, theta_TP: Tensor, inputs_TND: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden units (T, H, N) and logits (T, W, N): images last, in which order the products are quickest."""
+        enter_THD, shift_TH, leave_THW, shift_TW = self._tensors(theta_TP)
+        hidden_THN = torch.baddbmm(shift_TH[..., None], enter_THD, inputs_TND.mT).relu_()
+        return hidden_THN, torch.baddbmm(shift_TW[..., None], leave_THW.mT, hidden_THN)
+
+    def _tensors(self, theta_TP: Tensor) -> list[Tensor]:
+        """The parts of the vector, each as its own tensor."""
+        return [theta_TP[:, part.offset : part.offset + part.size].reshape(-1, *part.shape) for part in self.layout()]
+
+
+BaseLearner = Learner | Perceptron
+
+
+def build_learner(facts: Mapping[str, Any]) -> BaseLearner:
+    """The inverse of dataclasses.asdict."""
+    return Perceptron(**facts) if facts["kind"] == "mlp" else Learner(**facts)
+
+
+def _parts(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Part]:
+    """One after the other, in this order."""
+    offset = 0
+    for name, shape in shapes.items():
+        yield Part(name, shape, offset)
+        offset += math.prod(shape)

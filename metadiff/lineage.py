@@ -225,7 +225,7 @@ def _folder(lock: Mapping[str, Any]) -> Path:
 
 
 def _parameters(root: Path, name: str, facts: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str]:
-    used = flat({name: facts["params"], "shared": facts["shared"]})
+    used = flat({name: facts["params"], "shared": facts["shared"], **facts.get("methods", {})})
     try:
         now = flat(load(root / PARAMS).model_dump(mode="json"))
     except ParamsError as error:

@@ -1,22 +1,23 @@
 """Meta-training of a weight generator: any method that has a loss and can sample, the same loop for all.
 
-A batch, its noise and its dropout are pure functions of (seed, step), so weights, their moving average, Adam's moments and the
-step are the whole state, and a resumed run equals an uninterrupted one bit for bit.
+A batch, its noise and its dropout are pure functions of (seed, step), so weights, their moving average, the optimiser's moments
+and the step are the whole state, and a resumed run equals an uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
-from metadiff.conditioning import BaseTasks
+from metadiff.conditioning import BaseTasks, Batch
 from metadiff.errors import CorruptArtifactError, NumericError
 from metadiff.methods import Method
-from metadiff.methods.metadiff import build
 from metadiff.numeric import refuse_non_finite
 from metadiff.rng import torch_stream
 
@@ -24,40 +25,116 @@ if TYPE_CHECKING:
     from metadiff.params import Metatrain
 
 WARMUP = 100  # steps over which the learning rate rises
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+MOVED = 0.01  # a network that has moved by a smaller share of its length was not trained
+MOMENTS = {"adam": ("exp_avg", "exp_avg_sq", "step"), "sgd": ()}
 Weights = dict[str, Tensor]
-Score = Callable[[Method], float]
 
 
-class MetaTraining:
-    """The state of one meta-training: weights, their average, Adam's moments, steps done, and the best weights so far.
+class Trainable(Protocol):
+    @property
+    def net(self) -> nn.Module: ...
 
-    ``score`` judges the method, with its averaged weights, on validation episodes; the weights of the best judgement are kept,
-    the raw ones beside their average.
+
+M = TypeVar("M", bound=Trainable)
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Lesson(Generic[M, B]):
+    """A batch by its stream; the loss of a batch, its slope left in the gradients; a score on validation."""
+
+    draw: Callable[[Generator], B]
+    slope: Callable[[M, B, Generator], Tensor]
+    score: Callable[[M], float]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """For how long, how fast, and how often it is judged."""
+
+    steps: int
+    lr: float
+    weight_decay: float
+    ema: float
+    val_every: int
+    bf16: bool = False
+    compile: bool = False
+    optimizer: str = "adam"  # adam: AdamW | sgd
+    rate: str = "metatrain.lr"  # the parameter that says how fast
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be trained: the training as it begins, what its checkpoint is read with, and its tensors in the end."""
+
+    training: MetaTraining[Any, Any]
+    facts: Mapping[str, Any]
+    dump: Callable[[Mapping[str, Weights]], Weights]
+
+    def tensors(self) -> Weights:
+        return self.dump(self.training.best)
+
+    def remarks(self) -> list[str]:
+        """What a user should know of a training that is done."""
+        share = self.training.moved()
+        if share >= MOVED:
+            return []
+        name, rate = self.facts["model"], self.training.pace.lr
+        return [
+            f"{name}: the network has moved by {100 * share:.2g} % of its length in {self.training.step:,} steps: it is not "
+            f"trained; raise {self.training.pace.rate}, which is {rate:g}, or take an adaptive optimizer"
+        ]
+
+
+def pace_of(section: object) -> Pace:
+    """What a section of the parameters says of it."""
+    return Pace(**{field.name: getattr(section, field.name) for field in fields(Pace) if hasattr(section, field.name)})
+
+
+def rows_lesson(section: Metatrain, tasks: BaseTasks, score: Callable[[Method], float]) -> Lesson[Method, Batch]:
+    """To generate class rows."""
+    return Lesson(partial(tasks.draw, tasks=section.batch, way=section.way, shots=section.shots), backward, score)
+
+
+def backward(method: Method, batch: Batch, generator: Generator) -> Tensor:
+    """The slope of a method's loss."""
+    loss = method.loss(batch, generator)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss
+
+
+class MetaTraining(Generic[M, B]):
+    """The state of one meta-training: weights, their average, the optimiser's moments, steps done, and the best weights so far.
+
+    The method is judged with its averaged weights; the weights of the best judgement are kept, the raw ones beside their average.
     """
 
-    def __init__(self, settings: Metatrain, *, facts: Mapping[str, Any], tasks: BaseTasks, score: Score, seed: int) -> None:
-        """``facts`` are what the network is built from, with the weights that their seed gives."""
-        self.settings, self.facts, self.tasks, self.score, self.seed = settings, facts, tasks, score, seed
-        self.device = tasks.features_ND.device
-        self.method = method = build(facts, device=str(self.device))
-        if settings.compile:
+    def __init__(self, pace: Pace, method: M, lesson: Lesson[M, B], *, seed: int) -> None:
+        self.pace, self.method, self.lesson, self.seed = pace, method, lesson, seed
+        self.device = next(method.net.parameters()).device
+        if pace.compile:
             torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler too
             method.net.compile()
-        self.autocast = settings.bf16 and self.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(method.net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        self.autocast = pace.bf16 and self.device.type == "cuda"
+        made = torch.optim.AdamW if pace.optimizer == "adam" else torch.optim.SGD
+        self.optimizer = made(method.net.parameters(), lr=pace.lr, weight_decay=pace.weight_decay)
+        self.begun: Weights = {name: value.detach().clone() for name, value in method.net.state_dict().items()}
         self.average: Weights = {name: value.detach().clone() for name, value in method.net.state_dict().items()}
         self.step, self.best_step, self.best_score = 0, 0, -math.inf
         self.best: dict[str, Weights] = {}
         self.history: list[dict[str, float]] = []
 
     @property
+    def moments(self) -> tuple[str, ...]:
+        return MOMENTS[self.pace.optimizer]
+
+    @property
     def finished(self) -> bool:
-        return bool(self.step >= self.settings.steps)
+        return bool(self.step >= self.pace.steps)
 
     def run(self) -> dict[str, float]:
         """Train until the next judgement, judge, and return its row of the history."""
-        until = min(self.step + self.settings.val_every, self.settings.steps)
+        until = min(self.step + self.pace.val_every, self.pace.steps)
         losses = [self._step(step) for step in range(self.step + 1, until + 1)]
         self.step = until
         row = {"step": until, "loss": sum(losses) / len(losses), "lr": self._lr(until)}
@@ -69,12 +146,19 @@ class MetaTraining:
         self.history = [*self.history, row]
         return row
 
+    def moved(self) -> float:
+        """How far the weights are from where they began, as a share of their length there."""
+        now, length = self.method.net.state_dict(), math.sqrt(sum(float(value.square().sum()) for value in self.begun.values()))
+        return math.sqrt(sum(float((now[name] - value).square().sum()) for name, value in self.begun.items())) / max(
+            length, 1e-12
+        )
+
     def state(self) -> tuple[Weights, dict[str, Any]]:
         """Everything that `restore` needs: tensors for a checkpoint, and facts that JSON can hold."""
         tensors = {f"raw/{name}": value for name, value in self.method.net.state_dict().items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         for name, parameter in self.method.net.named_parameters():
-            tensors |= {f"{moment}/{name}": self.optimizer.state[parameter][moment] for moment in MOMENTS}
+            tensors |= {f"{moment}/{name}": self.optimizer.state[parameter][moment] for moment in self.moments}
         tensors |= {f"best/{kind}/{name}": value for kind, best in self.best.items() for name, value in best.items()}
         facts = {"step": self.step, "history": self.history, "best_step": self.best_step, "best_score": self.best_score}
         return {name: value.detach().clone() for name, value in tensors.items()}, facts
@@ -87,7 +171,7 @@ class MetaTraining:
                 value.copy_(tensors[f"raw/{name}"])
                 self.average[name].copy_(tensors[f"average/{name}"])
             for name, parameter in self.method.net.named_parameters():
-                moments = {moment: tensors[f"{moment}/{name}"].clone() for moment in MOMENTS}
+                moments = {moment: tensors[f"{moment}/{name}"].clone() for moment in self.moments}
                 on_device = {"exp_avg", "exp_avg_sq"}
                 self.optimizer.state[parameter] = {
                     moment: value.to(self.device) if moment in on_device else value for moment, value in moments.items()
@@ -100,19 +184,16 @@ class MetaTraining:
         self.best_step, self.best_score = facts["best_step"], facts["best_score"]
 
     def _step(self, step: int) -> float:
-        settings = self.settings
-        draw = torch_stream(self.seed, "batch", step)
-        batch = self.tasks.draw(draw, tasks=settings.batch, way=settings.way, shots=settings.shots)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            loss = self.method.loss(batch, torch_stream(self.seed, "noise", step))
+        batch = self.lesson.draw(torch_stream(self.seed, "batch", step))
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            loss = self.lesson.slope(self.method, batch, torch_stream(self.seed, "noise", step))
         lr = self._lr(step)
-        refuse_non_finite(loss, self.method.net, where=f"step {step}, lr {lr:.6g}", lower="metatrain.lr")
+        refuse_non_finite(loss, self.method.net, where=f"step {step}, lr {lr:.6g}", lower=self.pace.rate)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        decay = min(settings.ema, step / (step + 10))  # a young average forgets the first weights fast
+        decay = min(self.pace.ema, step / (step + 10))  # a young average forgets the first weights fast
         with torch.no_grad():
             for name, value in self.method.net.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
@@ -120,12 +201,12 @@ class MetaTraining:
 
     def _lr(self, step: int) -> float:
         """Up over the first steps, then half a cosine down to nearly 0."""
-        return self.settings.lr * min(1.0, step / WARMUP) * 0.5 * (1 + math.cos(math.pi * (step - 1) / self.settings.steps))
+        return self.pace.lr * min(1.0, step / WARMUP) * 0.5 * (1 + math.cos(math.pi * (step - 1) / self.pace.steps))
 
     def _judge(self, weights: Mapping[str, Tensor]) -> float:
         kept = {name: value.detach().clone() for name, value in self.method.net.state_dict().items()}
         self.method.net.load_state_dict(dict(weights))
-        score = float(self.score(self.method))
+        score = float(self.lesson.score(self.method))
         self.method.net.load_state_dict(kept)
         if not math.isfinite(score):
             raise NumericError(f"step {self.step}: the validation score is {score}")
@@ -133,9 +214,9 @@ class MetaTraining:
 
     def _refuse_strangers(self, tensors: Mapping[str, Tensor]) -> None:
         shapes = {name: value.shape for name, value in self.method.net.state_dict().items()}
-        kinds = ("raw", "average", "exp_avg", "exp_avg_sq", "best/raw", "best/average")
+        kinds = ("raw", "average", *(moment for moment in self.moments if moment != "step"), "best/raw", "best/average")
         want = {f"{kind}/{name}": shape for kind in kinds for name, shape in shapes.items()}
-        want |= {f"step/{name}": torch.Size([]) for name in shapes}
+        want |= {f"step/{name}": torch.Size([]) for name in shapes if "step" in self.moments}
         have = {name: value.shape for name, value in tensors.items()}
         wrong = sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name))
         if wrong:

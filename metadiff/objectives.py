@@ -5,43 +5,51 @@ Each class of a task weighs the same. `gradient` gives the slope of every task's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from metadiff.learner import Learner
+from metadiff.learner import BaseLearner, Learner
 
 
 class Objective(Protocol):
+    def at(self, step: int) -> Objective:
+        """What the gradient of this step is taken of."""
+        ...
+
     def gradient(self, theta_TP: Tensor) -> Tensor: ...
 
     def measure(self, theta_TP: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class OnSupport:
-    """Every task sees its own few images, as many a class: one batched product."""
+    """Every task sees its own few images, as many a class: one batched product.
 
-    def __init__(self, learner: Learner, support_TWSD: Tensor) -> None:
-        self.learner = learner
+    ``noise`` gives what is added to them at a step (T, W, S, D): loss and accuracy are measured without it.
+    """
+
+    def __init__(self, learner: BaseLearner, support_TWSD: Tensor, noise: Callable[[int], Tensor] | None = None) -> None:
+        self.learner, self.support_TWSD, self.noise = learner, support_TWSD, noise
         way, shot = support_TWSD.shape[1:3]
         self.inputs_TNE = learner.inputs(support_TWSD.flatten(1, 2))
         self.target_N = torch.arange(way, device=support_TWSD.device).repeat_interleave(shot)
         self.hot_NW = torch.eye(way, dtype=support_TWSD.dtype, device=support_TWSD.device)[self.target_N]
 
+    def at(self, step: int) -> Objective:
+        if self.noise is None:
+            return self
+        return OnSupport(self.learner, self.support_TWSD + self.noise(step).to(self.support_TWSD))
+
     def gradient(self, theta_TP: Tensor) -> Tensor:
-        error_TNW = self._logits(theta_TP).softmax(-1).sub_(self.hot_NW)
-        return self.learner.gradient(theta_TP, error_TNW.mT @ self.inputs_TNE / len(self.target_N))
+        return self.learner.slope(theta_TP, self.inputs_TNE, self.hot_NW)
 
     def measure(self, theta_TP: Tensor) -> tuple[Tensor, Tensor]:
-        logits_TNW = self._logits(theta_TP)
+        logits_TNW = self.learner.scores(theta_TP, self.inputs_TNE)
         loss_T = -(logits_TNW.log_softmax(-1) * self.hot_NW).sum(-1).mean(-1)
         return loss_T, (logits_TNW.argmax(-1) == self.target_N).to(loss_T).mean(-1)
-
-    def _logits(self, theta_TP: Tensor) -> Tensor:
-        return self.inputs_TNE @ self.learner.rows(theta_TP).mT
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,9 @@ class OnClasses:
     def __init__(self, learner: Learner, features_ND: Tensor, label_N: Tensor, classes_TW: Tensor) -> None:
         self.learner = learner
         self.members = tuple(_members(learner.inputs(features_ND), label_N, classes_TW))
+
+    def at(self, step: int) -> Objective:
+        return self  # images that tasks share are left as they are
 
     def gradient(self, theta_TP: Tensor) -> Tensor:
         rows_WTE = self._rows(theta_TP)

@@ -46,11 +46,15 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Shot = Annotated[int, Field(ge=1, le=100)]
 Shots = Annotated[tuple[Shot, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
 Model = Literal["task", "gradient", "regression"]
+WeightModel = Literal["local", "vanilla", "naive", "ocd", "weights-regression", "reptile"]
 Sampler = Literal["ddim", "dpm-solver", "ancestral", "mean-step"]
 SamplingSteps = Annotated[int, Field(ge=1, le=100_000)]
 Ridge = Annotated[float, Field(gt=0, le=1e6)]
 Spread = Annotated[float, Field(gt=0, le=10)]
+Draws = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(gt=0, le=1e6)]
+LearningRate = Annotated[float, Field(gt=0, le=10)]
+OptimizerSteps = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Section(BaseModel):
@@ -100,8 +104,11 @@ class Pretrain(Section):
 
 
 class Collect(Section):
-    learner: Literal["cosine", "linear"]
+    learner: Literal["cosine", "linear", "mlp"]
     scale: Annotated[float, Field(gt=0, le=1000)]
+    hidden: Annotated[int, Field(ge=1, le=65_536)]
+    dim: Annotated[int, Field(ge=0, le=65_536)]
+    spread: Spread
     tasks: Annotated[int, Field(ge=1, le=10_000_000)]
     block: Annotated[int, Field(ge=1, le=65_536)]
     way: Annotated[int, Field(ge=2, le=100)]
@@ -111,6 +118,8 @@ class Collect(Section):
     lr: Annotated[float, Field(gt=0, le=1000)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     sam: Annotated[float, Field(ge=0, le=100)]
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    noise: Annotated[float, Field(ge=0, le=100)]
     steps: Annotated[int, Field(ge=1, le=1_000_000)]
     keep: Annotated[int, Field(ge=2, le=10_000)]
     init_std: Annotated[float, Field(gt=0, le=100)]
@@ -145,6 +154,37 @@ class Metatrain(Section):
     val_episodes: Annotated[int, Field(ge=2, le=1_000_000)]
 
 
+class McDi(Section):
+    models: Annotated[tuple[WeightModel, ...], Field(min_length=0, max_length=6), AfterValidator(_distinct)]
+    segments: Annotated[int, Field(ge=1, le=1000)]
+    window: Literal["overlap", "disjoint"]
+    schedule: Literal["gentle", "cosine", "linear"]
+    times: Annotated[int, Field(ge=1, le=10_000)]
+    sampler: Literal["mean-step", "ddim"]
+    weighted: bool
+    correct: Literal["means", "posterior"]
+    ridge: Ridge
+    shots: Shots
+    batch: Annotated[int, Field(ge=1, le=65_536)]
+    steps: Annotated[int, Field(ge=1, le=10_000_000)]
+    optimizer: Literal["adam", "sgd"]
+    lr: Annotated[float, Field(gt=0, le=10)]
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    inner: Literal["sgd", "adam"]
+    inner_lr: Annotated[float, Field(gt=0, le=10)]
+    inner_steps: Annotated[int, Field(ge=1, le=1000)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    hidden: Annotated[int, Field(ge=1, le=65_536)]
+    layers: Annotated[int, Field(ge=1, le=100)]
+    start_steps: Annotated[int, Field(ge=1, le=10_000)]
+    start_lr: Annotated[float, Field(gt=0, le=10)]
+    start_tours: Annotated[int, Field(ge=1, le=10_000_000)]
+    start_rate: Annotated[float, Field(gt=0, le=1)]
+    val_every: Annotated[int, Field(ge=1, le=10_000_000)]
+    val_query: Annotated[int, Field(ge=1, le=1000)]
+    val_episodes: Annotated[int, Field(ge=2, le=1_000_000)]
+
+
 class Evaluate(Section):
     way: Annotated[int, Field(ge=2, le=100)]
     shots: Shots
@@ -156,9 +196,13 @@ class Evaluate(Section):
     sampler: Sampler
     sampling_steps: Annotated[tuple[SamplingSteps, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
     gradient_steps: SamplingSteps
-    draws: Annotated[int, Field(ge=1, le=1000)]
+    draws: Draws
     guidance: Annotated[tuple[Guidance, ...], Field(min_length=0, max_length=50), AfterValidator(_increasing)]
+    finetune_lrs: Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
+    finetune_steps: Annotated[tuple[OptimizerSteps, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
+    finetune_few: OptimizerSteps
     curve: Annotated[tuple[SamplingSteps, ...], Field(min_length=0, max_length=50), AfterValidator(_increasing)]
+    draw_curve: Annotated[tuple[Draws, ...], Field(min_length=0, max_length=50), AfterValidator(_increasing)]
     curve_episodes: Annotated[int, Field(ge=2, le=1_000_000)]
 
 
@@ -168,6 +212,7 @@ class Params(Section):
     pretrain: Pretrain
     collect: Collect
     metatrain: Metatrain
+    mcdi: McDi
     evaluate: Evaluate
 
 

@@ -28,14 +28,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metadiff.conditioning import BaseTasks
+from metadiff.conditioning import BaseTasks, Batch
 from metadiff.diffusion import Noise, gaussian_noise
 from metadiff.episodes import Episodes, draw_episodes
 from metadiff.evaluation import correct_counts, targets
 from metadiff.generator import Generator
-from metadiff.metatraining import MetaTraining
-from metadiff.methods import Sampling
-from metadiff.methods.metadiff import network_facts
+from metadiff.metatraining import MetaTraining, pace_of, rows_lesson
+from metadiff.methods import Method, Sampling
+from metadiff.methods.metadiff import build, network_facts
 from metadiff.params import Metatrain, Model
 from metadiff.rng import numpy_stream, torch_stream
 from metadiff.rows import SPLITS, Rows
@@ -120,10 +120,12 @@ def learn(world: World, size: Size, seed: int, advance: Advance) -> dict[str, Ge
     """The three models, and the gradient's as it began: the reference evaluates an average of weights that it never updates."""
     tasks = BaseTasks(world.features_ND, world.data)
     begun = Generator(training(tasks, size, "gradient", seed).method, tasks.scales)
-    return {"gradient-untrained": begun} | {model: train(training(tasks, size, model, seed), advance) for model in MODELS}
+    return {"gradient-untrained": begun} | {
+        model: Generator(train(training(tasks, size, model, seed), advance), tasks.scales) for model in MODELS
+    }
 
 
-def training(tasks: BaseTasks, size: Size, model: str, seed: int) -> MetaTraining:
+def training(tasks: BaseTasks, size: Size, model: str, seed: int) -> MetaTraining[Method, Batch]:
     fixed: dict[str, Any] = {"batch": 8, "lr": 2e-3, "weight_decay": 0.01, "ema": 0.995, "hidden": 64, "dropout": 0.0}
     fixed |= {"joint": False, "sum_over_shots": False, "schedule": "linear", "times": 1000, "bf16": False, "compile": False}
     fixed |= {
@@ -137,18 +139,19 @@ def training(tasks: BaseTasks, size: Size, model: str, seed: int) -> MetaTrainin
     }
     fixed |= {"val_every": 50, "val_query": size.query, "val_episodes": size.episodes}
     section = Metatrain(models=MODELS, way=min(WIDE, size.base), shots=SHOTS, steps=size.steps, **fixed)
-    facts = network_facts(section, model, feature_size=size.features, seed=seed)
-    return MetaTraining(section, facts=facts, tasks=tasks, score=lambda _method: 0.0, seed=seed)
+    method = build(network_facts(section, model, feature_size=size.features, seed=seed))
+    lesson = rows_lesson(section, tasks, score=lambda _method: 0.0)
+    return MetaTraining(pace_of(section), method, lesson, seed=seed)
 
 
-def train(begun: MetaTraining, advance: Advance) -> Generator:
+def train(begun: MetaTraining[Method, Batch], advance: Advance) -> Method:
     """With the average of the weights after the last step: nothing is chosen on the way."""
     while not begun.finished:
         done = begun.step
         begun.run()
         advance(begun.step - done)
     begun.method.net.load_state_dict(begun.average)
-    return Generator(begun.method, begun.tasks.scales)
+    return begun.method
 
 
 @torch.no_grad()

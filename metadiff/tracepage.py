@@ -68,6 +68,8 @@ def parents(chain: Chain, stage: str) -> list[str]:
 def facts(chain: Chain, stage: str) -> Iterator[tuple[str, str]]:
     told, lock = chain.stages[stage], chain.lock[stage]
     yield "params", ", ".join(f"{key} {_plain(value)}" for key, value in told["params"].items())
+    for name, section in told.get("methods", {}).items():
+        yield name, ", ".join(f"{key} {_plain(value)}" for key, value in section.items())
     if told["shared"]:
         yield "shared", ", ".join(f"{key} {_plain(value)}" for key, value in told["shared"].items())
     yield "with", ", ".join(f"{key} {_plain(value)}" for key, value in told["made_with"].items())

@@ -27,7 +27,7 @@ from metadiff.artifact import verify
 from metadiff.backbone import Backbone
 from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.checkpoint import load_checkpoint
-from metadiff.classifiers import NAMES, Generators, classifiers
+from metadiff.classifiers import NAMES, Generators, row_classifiers
 from metadiff.episodes import Episodes
 from metadiff.errors import DataError
 from metadiff.evaluation import RowsOf, class_rows
@@ -36,6 +36,7 @@ from metadiff.lineage import LINEAGE, LOCK, METRICS, RESULTS, experiments, read_
 from metadiff.params import Evaluate
 from metadiff.store import read_features, read_rows
 from metadiff.training import extract
+from metadiff.weightclassifiers import of_weights
 
 BACKBONE, GENERATOR = Path("data/backbone"), Path("data/generator")
 MADE_BY = ("pretrain", "metatrain", "evaluate")
@@ -110,7 +111,7 @@ class Tracked:
     @torch.no_grad()
     def rows(self, features_ND: Tensor, class_N: NDArray[np.int64]) -> Tensor:
         """(G, 1, W, D) by the candidate that was judged."""
-        found = dict(classifiers(section_of(self.lineage), Moments(self.moments), self.generators))
+        found = dict(row_classifiers(section_of(self.lineage), Moments(self.moments), self.generators))
         return rows_by_count(found[self.method][self.lineage["chosen"]["candidate"]], features_ND, class_N, joint=self.joint)
 
 
@@ -202,10 +203,7 @@ def read_run(root: Path, method: str, told: Mapping[str, Any]) -> Tracked:
     for folder, sha256 in stages["evaluate"]["inputs"].items():
         if manifests[folder] != sha256:
             raise DataError(f"{root / folder}: another one than {root / RESULTS} judged; run: dvc repro")
-    name = best(metrics) if method == BEST else method
-    if name not in metrics["chosen"]:
-        known = ", ".join(metrics["chosen"])
-        raise DataError(f"method {name}: {root / METRICS} has no such classifier; expected best or {known}")
+    name = named(metrics, method, where=root / METRICS)
     lineage = {
         "dataset": metrics["dataset"],
         "method": name,
@@ -219,10 +217,26 @@ def read_run(root: Path, method: str, told: Mapping[str, Any]) -> Tracked:
     return Tracked(lineage, net, read_moments(root, lineage), read_generator(root, name))
 
 
+def named(metrics: Mapping[str, Any], method: str, *, where: Path) -> str:
+    """The classifier that is asked for."""
+    name = best(metrics) if method == BEST else method
+    if name in usable(metrics):
+        return name
+    why = f"{where} has no such classifier"
+    if name in metrics["chosen"]:
+        why = "its whole weights of a base learner cannot be made for new classes yet"
+    raise DataError(f"method {name}: {why}; expected best or {', '.join(usable(metrics))}")
+
+
+def usable(metrics: Mapping[str, Any]) -> list[str]:
+    """The classifiers that new classes can be given: those that are a row a class."""
+    return [name for name in metrics["chosen"] if not of_weights(name)]
+
+
 def best(metrics: Mapping[str, Any]) -> str:
-    """The highest validation accuracy, as a mean over the numbers of shots; the first of equals."""
+    """The highest validation accuracy of these, as a mean over the numbers of shots; the first of equals."""
     cells = metrics["val"].values()
-    return str(max(metrics["chosen"], key=lambda name: float(np.mean([cell[name]["accuracy"] for cell in cells]))))
+    return max(usable(metrics), key=lambda name: float(np.mean([cell[name]["accuracy"] for cell in cells])))
 
 
 def read_moments(root: Path, lineage: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ program: torch's optimisers work element by element, so one of them over the bat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metadiff.episodes import Episodes
-from metadiff.learner import Learner
+from metadiff.learner import BaseLearner, Learner, Perceptron
 from metadiff.objectives import Objective, OnClasses, OnSupport
-from metadiff.rng import numpy_stream
+from metadiff.rng import numpy_stream, torch_stream
 
 if TYPE_CHECKING:
     from metadiff.params import Collect
@@ -44,12 +45,16 @@ class Trajectories:
 
 @dataclass(frozen=True)
 class Rule:
-    """How an optimiser is set: `momentum` is that of SGD or Adam's first beta, `sam` the radius of the sharpness, 0 for none."""
+    """How an optimiser is set: `momentum` is that of SGD or Adam's first beta, `sam` the radius of the sharpness, 0 for none.
+
+    The decay of the weights is decoupled (Loshchilov and Hutter 2019): of Adam it makes AdamW.
+    """
 
     optimizer: str
     lr: float
     momentum: float
     sam: float
+    weight_decay: float = 0.0
 
 
 def kept_steps(steps: int, keep: int) -> tuple[int, ...]:
@@ -57,10 +62,26 @@ def kept_steps(steps: int, keep: int) -> tuple[int, ...]:
     return tuple(i * steps // (keep - 1) for i in range(keep))
 
 
-def starts(numbers: range, *, size: int, std: float, seed: int) -> Tensor:
-    """Gaussian weights, a stream a task."""
-    drawn = [numpy_stream(seed, "collect", "start", number).standard_normal(size, dtype=np.float32) for number in numbers]
-    return std * torch.from_numpy(np.stack(drawn))
+def learner_of(section: Collect, dim: int) -> BaseLearner:
+    """That of images of which it sees ``dim`` numbers."""
+    if section.learner == "mlp":
+        return Perceptron("mlp", section.way, dim, section.hidden)
+    return Learner(section.learner, section.way, dim, section.scale)
+
+
+def starts(numbers: range, learner: BaseLearner, *, std: float, seed: int) -> Tensor:
+    """Random weights, a stream a task."""
+    return torch.stack([learner.start(numpy_stream(seed, "collect", "start", number), std) for number in numbers])
+
+
+def noises(numbers: range, shape: tuple[int, ...], *, std: float, seed: int) -> Callable[[int], Tensor]:
+    """What gives the Gaussian noise of a step, a stream a task and step: it does not depend on the other tasks of a block."""
+
+    def noise(step: int) -> Tensor:
+        streams = (torch_stream(seed, "collect", "noise", number, step) for number in numbers)
+        return std * torch.stack([torch.randn(shape, generator=stream) for stream in streams])
+
+    return noise
 
 
 @torch.no_grad()
@@ -71,7 +92,8 @@ def follow(objective: Objective, start_TP: Tensor, *, rule: Rule, kept: tuple[in
     weights, measures = [], []
     for step in range(kept[-1] + 1):
         if step:
-            theta_TP.grad = _slope(objective, theta_TP.detach(), radius=rule.sam)
+            theta_TP.grad = _slope(objective.at(step), theta_TP.detach(), radius=rule.sam)
+            theta_TP.mul_(1 - rule.lr * rule.weight_decay)
             optimizer.step()
         if step in kept:
             weights.append(theta_TP.detach().clone())
@@ -98,20 +120,35 @@ def collect_block(
     section: Collect, numbers: range, drawn: Episodes, *, features_ND: Floats, label_N: Ints, seed: int, device: str
 ) -> Trajectories:
     """The trajectories of the tasks of these numbers, good and bad, from the arrays alone: it runs on any worker."""
-    features = torch.from_numpy(features_ND).to(device)
-    learner = Learner(section.learner, section.way, features_ND.shape[1], section.scale)
-    objective: Objective
-    if section.sees == "support":
-        objective = OnSupport(learner, features[torch.from_numpy(drawn.support_EWS).long().to(device)])
-    else:
-        label, classes = (torch.from_numpy(ids).long().to(device) for ids in (label_N, drawn.classes_EW))
-        objective = OnClasses(learner, features, label, classes)
-    start_TP = starts(numbers, size=learner.size, std=section.init_std, seed=seed).to(device)
-    rule = Rule(section.optimizer, section.lr, section.momentum, section.sam)
+    learner = learner_of(section, features_ND.shape[1])
+    objective = _objective(section, learner, numbers, drawn, features_ND=features_ND, label_N=label_N, seed=seed, device=device)
+    start_TP = starts(numbers, learner, std=section.init_std, seed=seed).to(device)
+    rule = Rule(section.optimizer, section.lr, section.momentum, section.sam, section.weight_decay)
     path = follow(objective, start_TP, rule=rule, kept=kept_steps(section.steps, section.keep))
     weights_TKP, loss_TK, accuracy_TK = (part.cpu().numpy() for part in path)
     task_T = np.arange(numbers.start, numbers.stop, dtype=np.int32)
     return Trajectories(task_T, drawn.classes_EW, drawn.support_EWS, weights_TKP, loss_TK, accuracy_TK)
+
+
+def _objective(
+    section: Collect,
+    learner: BaseLearner,
+    numbers: range,
+    drawn: Episodes,
+    *,
+    features_ND: Floats,
+    label_N: Ints,
+    seed: int,
+    device: str,
+) -> Objective:
+    features = torch.from_numpy(features_ND).to(device)
+    if section.sees == "support":
+        support_TWSD = features[torch.from_numpy(drawn.support_EWS).long().to(device)]
+        noise = noises(numbers, tuple(support_TWSD.shape[1:]), std=section.noise, seed=seed)
+        return OnSupport(learner, support_TWSD, noise if section.noise else None)
+    assert isinstance(learner, Learner), "conflicts.py refuses the others"
+    label, classes = (torch.from_numpy(ids).long().to(device) for ids in (label_N, drawn.classes_EW))
+    return OnClasses(learner, features, label, classes)
 
 
 def refusals(found: Trajectories) -> dict[str, NDArray[np.bool_]]:

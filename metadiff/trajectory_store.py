@@ -31,10 +31,10 @@ from zarr.codecs import Crc32cCodec
 from zarr.errors import BaseZarrError
 
 from metadiff.artifact import sync
-from metadiff.errors import CorruptArtifactError
+from metadiff.errors import CorruptArtifactError, DataError
 from metadiff.trajectory import Floats, Ints, Trajectories
 
-FORMAT = 2
+FORMAT = 3
 CODEC: BytesBytesCodec = Crc32cCodec()
 KIND = "metadiff trajectories"
 AXES = {
@@ -122,6 +122,16 @@ class TrajectoryStore:
     def weights(self, block: int) -> Floats:
         """A block's weights at all kept steps (T, K, P), from its own file alone."""
         return self._weights(block, slice(None))
+
+    def paths(self, block: int, segments: int) -> Floats:
+        """A block's weights (T, segments + 1, P) at equal distances, the start first; the other kept steps are not read."""
+        between = len(self.steps) - 1
+        if segments < 1 or between % segments:
+            raise DataError(
+                f"{self.path}: {len(self.steps)} kept steps cannot be cut into {segments} equal segments; collect.keep must be 1 "
+                f"more than a multiple of {segments}, such as {segments + 1} or {2 * segments + 1}; set it and run: dvc repro"
+            )
+        return self._weights(block, slice(None, None, between // segments))
 
     def block(self, block: int) -> Trajectories:
         """All that is known of a block's tasks."""

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from metadiff.artifact import file_sha256, write_array, write_json
 from metadiff.episodes import draw_episodes
 from metadiff.errors import NumericError
-from metadiff.learner import Learner
+from metadiff.inputs import Inputs, moved, save_inputs, whitened
+from metadiff.learner import BaseLearner
 from metadiff.rows import Rows
 from metadiff.store import read_features, read_rows
-from metadiff.trajectory import Floats, Trajectories, collect_block, kept_steps, refusals
+from metadiff.trajectory import Floats, Trajectories, collect_block, kept_steps, learner_of, refusals
 from metadiff.trajectory_store import open_trajectories, write_trajectories
 from stages.checks import trajectories_contract
 from stages.contracts import trajectory_facts
@@ -36,19 +37,21 @@ if TYPE_CHECKING:
 
 BACKBONE = Path("data/backbone")
 FEATURES = BACKBONE / "features.h5"
+INPUTS = "inputs.safetensors"
 REFUSED = "refused.json"
 WORST = 0.5  # the share of refused tasks beyond which the settings are to blame
 
 
 def build(run: Run[Collect]) -> None:
     section, data = run.params, read_rows(FEATURES)
-    features_ND = read_features(FEATURES)
-    learner = Learner(section.learner, section.way, features_ND.shape[1], section.scale)
+    inputs, seen_NE = what_is_seen(section, torch.from_numpy(read_features(FEATURES)), data)
+    learner = learner_of(section, seen_NE.shape[1])
     run.reserve(2 * 4 * section.tasks * section.keep * learner.size)
-    folders = collect(run, data, features_ND)
+    folders = collect(run, data, seen_NE)
     refused = count_refused(folders, section)
     accepted = section.tasks - sum(refused.values())
     kept = kept_steps(section.steps, section.keep)
+    save_inputs(run.out / INPUTS, inputs, {"dim": section.dim, "spread": section.spread})
     about = description(run, learner, data) | {"refused": refused}
     path = run.out / "trajectories.zarr"
     write_trajectories(path, map(load_unit, folders), count=accepted, block=section.block, steps=kept, about=about)
@@ -61,17 +64,24 @@ def build(run: Run[Collect]) -> None:
     run.say(f"{section.tasks:,} tasks: {accepted:,} accepted, " + ", ".join(f"{n:,} {why}" for why, n in refused.items()))
 
 
-def collect(run: Run[Collect], data: Rows, features_ND: Floats) -> list[Path]:
+def what_is_seen(section: Collect, features_ND: torch.Tensor, data: Rows) -> tuple[Inputs, Floats]:
+    """What the base learner sees of any image, and the numbers that it is trained on: those of base classes moved together."""
+    moved_ND = moved(features_ND, data, section.spread)
+    inputs = whitened(moved_ND, data, section.dim) if section.dim else Inputs()
+    return inputs, inputs.of(moved_ND).numpy()
+
+
+def collect(run: Run[Collect], data: Rows, seen_NE: Floats) -> list[Path]:
     """A folder a block: the accepted trajectories, and how many were refused for which reason."""
     section, rows = run.params, data.of("train")
-    base, base_ND = data.take(rows), features_ND[rows]
+    base, base_NE = data.take(rows), seen_NE[rows]
     starts = range(0, section.tasks, section.block)
     blocks = {f"block-{n:05d}": range(start, min(start + section.block, section.tasks)) for n, start in enumerate(starts)}
 
     def job_of(name: str) -> Job[Trajectories]:
         numbers, sizes = blocks[name], {"way": section.way, "shot": section.shot, "query": 0}
         drawn = draw_episodes(base, "train", **sizes, episodes=len(numbers), first=numbers.start, seed=run.seed)
-        block = partial(collect_block, section, numbers, drawn, features_ND=base_ND, label_N=base.label)
+        block = partial(collect_block, section, numbers, drawn, features_ND=base_NE, label_N=base.label)
         return partial(block, seed=run.seed, device=run.device)
 
     sizes = {name: len(numbers) for name, numbers in blocks.items()}
@@ -103,12 +113,13 @@ def count_refused(folders: list[Path], section: Collect) -> dict[str, int]:
     return dict(refused)
 
 
-def description(run: Run[Collect], learner: Learner, data: Rows) -> dict[str, Any]:
+def description(run: Run[Collect], learner: BaseLearner, data: Rows) -> dict[str, Any]:
     """What makes a vector readable without this code: where it comes from, and what lies where in it."""
     section = run.params
     return {
         "dataset": data.dataset,
         "features": {"file": FEATURES.as_posix(), "sha256": file_sha256(FEATURES)},
+        "inputs": {"file": INPUTS, "sha256": file_sha256(run.out / INPUTS), "dim": section.dim, "spread": section.spread},
         "learner": asdict(learner),
         "layout": [{"name": part.name, "shape": list(part.shape), "offset": part.offset} for part in learner.layout()],
         "params": section.model_dump(mode="json"),
@@ -122,7 +133,7 @@ STAGE = Stage(
     out=Path("data/trajectories"),
     build=build,
     inputs=(BACKBONE,),
-    versions=("great-expectations", "h5py", "numpy", "pandas", "zarr"),
+    versions=("great-expectations", "h5py", "numpy", "pandas", "safetensors", "zarr"),
     shared=("seed", "threads", "device", "deterministic"),
     lower="collect.block",
 )

@@ -28,6 +28,7 @@ def origin(stage: Stage[P], params: Params, made_with: dict[str, object]) -> dic
         "command": f"python -m stages.{stage.name}",
         "params": getattr(params, stage.name).model_dump(mode="json"),
         "shared": {key: getattr(params.shared, key) for key in stage.shared},
+        "methods": {name: getattr(params, name).model_dump(mode="json") for name in stage.methods},
         "inputs": {str(folder): verify(folder) for folder in stage.inputs},
         "code": {str(path): file_sha256(ROOT / path) for path in code},
         "raw": {str(stage.raw(params)): identity(stage.raw(params))} if stage.raw else {},

@@ -1,4 +1,4 @@
-"""features, trajectories -> generators of classifier weights, one a model of `metatrain.models`.
+"""features, trajectories -> generators: of class rows, one a model of `metatrain.models`; of whole weights, one of `mcdi.models`.
 
 The unit of work is the training between two judgements on validation episodes: a killed run goes on after the last one it
 finished, bit for bit. The weights of the best judgement are kept, the trained ones beside their moving average.
@@ -7,83 +7,97 @@ finished, bit for bit. The weights of the best judgement are kept, the trained o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 
-from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.checkpoint import load_checkpoint, save_checkpoint
-from metadiff.conditioning import BaseTasks, Ends
-from metadiff.diffusion import gaussian_noise
-from metadiff.episodes import draw_episodes
-from metadiff.evaluation import accuracy
-from metadiff.generator import Generator, dump
-from metadiff.metatraining import MetaTraining
-from metadiff.methods import Method
-from metadiff.methods.metadiff import network_facts, sampling_of
-from metadiff.rng import torch_stream
-from metadiff.rows import Rows
+from metadiff.conditioning import Ends
+from metadiff.errors import ParamsError
+from metadiff.inputs import load_inputs
+from metadiff.metatraining import MetaTraining, Pace, Subject, pace_of
+from metadiff.methods.mcdi import chain_of
+from metadiff.rowmodels import row_subject
 from metadiff.store import read_features, read_rows
 from metadiff.trajectory_store import open_trajectories
+from metadiff.weightmodels import WeightModels
 from stages.runner import Run, Stage, main
 
 if TYPE_CHECKING:
-    from metadiff.params import Metatrain
+    from metadiff.params import McDi, Metatrain
 
 FEATURES = Path("data/backbone/features.h5")
 TRAJECTORIES = Path("data/trajectories")
+START = "reptile"  # what `ocd` goes out from
 
 
 def build(run: Run[Metatrain]) -> None:
-    data = read_rows(FEATURES)
-    features_ND = torch.from_numpy(read_features(FEATURES)).to(run.device)
-    ends = trained_weights(run.device) if run.params.target == "trajectory-ends" else None
-    tasks = {model: base_tasks(run.params, features_ND, data, ends, model) for model in run.params.models}
-    trainings = {model: begin(run, tasks[model], data, model) for model in run.params.models}
-    curves = []
-    sizes = {"total": len(trainings) * run.params.steps, "done": sum(training.step for training in trainings.values())}
-    with run.progress("training", **sizes, unit="steps") as advance:
-        for model, training in trainings.items():
-            train(run, training, model, advance)
-            save_checkpoint(
-                run.out / f"{model}.safetensors",
-                dump(training.best, training.tasks.scales, training.tasks.posterior),
-                training.facts,
-            )
+    plan, curves = plan_of(run), []
+    done = sum(max(finished_ends(run, model, pace), default=0) for model, (pace, _) in plan.items())
+    with run.progress("training", total=sum(pace.steps for pace, _ in plan.values()), done=done, unit="steps") as advance:
+        for model, (_, begin) in plan.items():
+            subject = begin()
+            train(run, model, subject.training, advance)
+            save_checkpoint(run.out / f"{model}.safetensors", subject.tensors(), subject.facts)
+            training = subject.training
             curve = pd.DataFrame(training.history).set_index("step").sort_index(axis=1)  # a restored history has another order
             curves.append(curve.add_prefix(f"{model}_"))
             run.say(f"{model}: best after {training.best_step} steps, {training.best_score:.1f} % on validation episodes")
-    pd.concat(curves, axis=1).to_csv(run.out / "curves.csv", lineterminator="\n")
+            run.say(*subject.remarks())
+    pd.concat(curves, axis=1).sort_index().to_csv(run.out / "curves.csv", lineterminator="\n")
 
 
-def base_tasks(section: Metatrain, features_ND: torch.Tensor, data: Rows, ends: Ends | None, model: str) -> BaseTasks:
-    """The reference's network knows the means of supports alone."""
-    tasks = BaseTasks(features_ND, data, spread=section.spread, ends=ends)
-    if section.correct == "posterior" and model != "gradient":
-        tasks.posterior = GaussianPosterior(tasks.features_ND, data).settled(ridge=section.ridge)
-    return tasks
+def plan_of(run: Run[Metatrain]) -> dict[str, tuple[Pace, Callable[[], Subject]]]:
+    """Each model with its pace, and how its training begins: one after the other, so that they need no memory together."""
+    data, section, weights = read_rows(FEATURES), run.params, run.mcdi
+    features_ND = torch.from_numpy(read_features(FEATURES)).to(run.device)
+    ends = trained_weights(run.device) if section.target == "trajectory-ends" else None
+    rows = partial(row_subject, section, features_ND=features_ND, data=data, ends=ends, seed=run.seed)
+    plan: dict[str, tuple[Pace, Callable[[], Subject]]] = {
+        model: (pace_of(section), partial(rows, model=model)) for model in section.models
+    }
+    if weights.models:
+        store, inputs = (
+            open_trajectories(TRAJECTORIES / "trajectories.zarr"),
+            load_inputs(TRAJECTORIES / "inputs.safetensors").to(run.device),
+        )
+        models = WeightModels(weights, features_ND, data, store, inputs, run.seed)
+        check_schedule(weights)
+        in_order = sorted(weights.models, key=lambda model: model != START)  # others may go out from what it has learnt
+        plan |= {model: (models.pace(model), partial(begin_weights, models, model, run.out)) for model in in_order}
+    return plan
 
 
-def begin(run: Run[Metatrain], tasks: BaseTasks, data: Rows, model: str) -> MetaTraining:
-    """A training as it was after its last finished unit, if there is one."""
-    score = validation_score(run.params, tasks, data, model)
-    facts = network_facts(run.params, model, feature_size=tasks.features_ND.shape[1], seed=run.seed)
-    training = MetaTraining(run.params, facts=facts, tasks=tasks, score=score, seed=run.seed)
-    for end in reversed(unit_ends(run.params)):
-        folder = run.finished_unit(unit_name(model, end))
-        if folder:
-            training.restore(*load_checkpoint(folder / "state.safetensors"))
-            break
-    return training
+def check_schedule(section: McDi) -> None:
+    """A chain that begins with noise, before any training begins."""
+    try:
+        for model in section.models:
+            chain_of(section.model_dump() | {"model": model})
+    except ValueError as error:
+        raise ParamsError(f"params.yaml: mcdi.schedule: {error}") from None
 
 
-def train(run: Run[Metatrain], training: MetaTraining, model: str, advance: Callable[[int], None]) -> None:
-    ends = unit_ends(run.params)
+def begin_weights(models: WeightModels, model: str, out: Path) -> Subject:
+    """`ocd` goes out from where `reptile` has come to."""
+    if model != "ocd":
+        return models.subject(model)
+    start_P = load_checkpoint(out / f"{START}.safetensors")[0]["average/theta_P"]
+    return models.subject(model, start_P.to(models.features_ND.device))
+
+
+def train(run: Run[Metatrain], model: str, training: MetaTraining[Any, Any], advance: Callable[[int], None]) -> None:
+    finished = finished_ends(run, model, training.pace)
+    if finished:
+        folder = run.finished_unit(unit_name(model, finished[-1]))
+        assert folder
+        training.restore(*load_checkpoint(folder / "state.safetensors"))
+    ends = unit_ends(training.pace)
     while not training.finished:
         done = training.step
-        number = done // run.params.val_every
+        number = done // training.pace.val_every
         with run.unit(unit_name(model, ends[number])) as folder:
             training.run()
             save_checkpoint(folder / "state.safetensors", *training.state())
@@ -92,9 +106,13 @@ def train(run: Run[Metatrain], training: MetaTraining, model: str, advance: Call
         advance(training.step - done)
 
 
-def unit_ends(section: Metatrain) -> list[int]:
+def unit_ends(pace: Pace) -> list[int]:
     """After how many steps each unit ends."""
-    return [min(start + section.val_every, section.steps) for start in range(0, section.steps, section.val_every)]
+    return [min(start + pace.val_every, pace.steps) for start in range(0, pace.steps, pace.val_every)]
+
+
+def finished_ends(run: Run[Metatrain], model: str, pace: Pace) -> list[int]:
+    return [end for end in unit_ends(pace) if run.finished_unit(unit_name(model, end))]
 
 
 def trained_weights(device: str) -> Ends:
@@ -103,22 +121,6 @@ def trained_weights(device: str) -> Ends:
     (rows,) = store.attributes["layout"]  # a base learner of rows alone
     weights_NWD = torch.from_numpy(store.end_points()).view(-1, *rows["shape"])
     return Ends(weights_NWD.to(device), torch.from_numpy(store.classes))
-
-
-def validation_score(section: Metatrain, tasks: BaseTasks, data: Rows, model: str) -> Callable[[Method], float]:
-    """Per cent on validation episodes, the mean over the numbers of shots: the same episodes and noise at every judgement."""
-    sizes = {"way": section.way, "query": section.val_query, "episodes": section.val_episodes}
-    episodes = [draw_episodes(data, "val", shot=shot, seed=0, **sizes) for shot in section.shots]
-    sampling = sampling_of(model, section.sampler, section.gradient_steps if model == "gradient" else section.sampling_steps)
-
-    def score(method: Method) -> float:
-        def rows(support_EWSD: torch.Tensor, batch: int) -> torch.Tensor:
-            noise = gaussian_noise(torch_stream(0, "validation", batch))
-            return Generator(method, tasks.scales, tasks.posterior).rows(support_EWSD, sampling, noise)[None]
-
-        return sum(accuracy(rows, tasks.features_ND, drawn) for drawn in episodes) / len(episodes)
-
-    return score
 
 
 def unit_name(model: str, step: int) -> str:
@@ -132,7 +134,8 @@ STAGE = Stage(
     inputs=(FEATURES.parent, TRAJECTORIES),
     versions=("h5py", "numpy", "pandas", "safetensors", "zarr"),
     shared=("seed", "threads", "device", "deterministic"),
-    lower="metatrain.batch",
+    methods=("mcdi",),
+    lower="metatrain.batch or mcdi.batch",
 )
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from metadiff.artifact import FORMAT, ancestry, inventory, record
 from metadiff.errors import DataError, NumericError, ParamsError
-from metadiff.params import Params, Section, Shared, load
+from metadiff.params import McDi, Params, Section, Shared, load
 from stages.fingerprint import fingerprint, origin, prepare_environment
 from stages.progress import progress
 from stages.work import BusyError, Work, only_writer
@@ -66,6 +66,7 @@ class Stage(Generic[P]):
     raw: Callable[[Params], Path] | None = None  # a file or folder of the user's, not made by a stage
     versions: tuple[str, ...] = ()  # packages whose version may change the bytes of the result
     shared: tuple[str, ...] = ()  # the keys of `shared` that it uses
+    methods: tuple[str, ...] = ()  # the sections of methods that it uses beside its own
     lower: str = ""  # the parameter to lower where memory runs out
 
 
@@ -76,6 +77,7 @@ class Run(Generic[P]):
         self.stage = stage
         self._lineage = lineage
         self.params: P = getattr(params, stage.name)
+        self._all = params
         self._shared = params.shared
         self.out = work.building
         self._work = work
@@ -97,6 +99,11 @@ class Run(Generic[P]):
     def machine(self) -> Shared | None:
         """How torch was set here, for workers that have to set it so too; None if the stage does not use it."""
         return self._shared if {"threads", "device", "deterministic"} <= {*self.stage.shared} else None
+
+    @property
+    def mcdi(self) -> McDi:
+        assert "mcdi" in self.stage.methods, f"{self.stage.name} does not declare that it uses mcdi"
+        return self._all.mcdi
 
     @property
     def scratch(self) -> Path:

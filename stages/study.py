@@ -103,14 +103,19 @@ def run(stage: str, cell: Path) -> int:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     started: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []  # what came while the stage was being started
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        for process in started:
-            process.send_signal(number)
+        if started:
+            started[0].send_signal(number)
+        else:
+            early.append(number)
 
     signal.signal(signal.SIGTERM, pass_on)  # before there is a stage that could outlive this process
     signal.signal(signal.SIGINT, lambda *_: None)
     started.append(subprocess.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=cell, env=environment))
+    for number in early:
+        started[0].send_signal(number)
     return started[0].wait()
 
 
@@ -123,13 +128,12 @@ def keep_results(cell: Path, results: Path) -> None:
 
 
 def adaptation_seconds(cell: Path) -> dict[str, float]:
-    """For each classifier, as it was chosen: how long it takes to make the class rows of 1,000 one-shot tasks."""
+    """For each classifier, as it was chosen: how long it takes to be made for 1,000 one-shot tasks."""
     import torch
 
     from metadiff.baselines.gaussian import GaussianPosterior
-    from metadiff.classifiers import classifiers, make_generators, read_checkpoints
+    from metadiff.classifiers import classifiers, make_generators, make_weight_generators, read_checkpoints
     from metadiff.episodes import draw_episodes
-    from metadiff.evaluation import class_rows
     from metadiff.store import read_features, read_rows
 
     params = load(cell / "params.yaml")
@@ -137,15 +141,16 @@ def adaptation_seconds(cell: Path) -> dict[str, float]:
     section, path = params.evaluate, cell / "data/backbone/features.h5"
     chosen = json.loads((cell / "data/results/metrics.json").read_bytes())["chosen"]
     data, features_ND = read_rows(path), torch.from_numpy(read_features(path))
-    generators = make_generators(read_checkpoints(cell / "data/generator"), "cpu")
+    checkpoints = read_checkpoints(cell / "data/generator")
+    made = make_generators(checkpoints, "cpu"), make_weight_generators(checkpoints, "cpu")
     sizes = {"way": section.way, "shot": 1, "query": section.query, "episodes": TIMED}
     episodes = draw_episodes(data, "test", **sizes, seed=section.seed)
     seconds = {}
-    for name, candidates in classifiers(section, GaussianPosterior(features_ND, data), generators):
-        rows_of = candidates[chosen[name]["candidate"]]
-        class_rows(rows_of, features_ND, episodes)  # to warm up
+    for name, candidates in classifiers(section, GaussianPosterior(features_ND, data), *made):
+        candidate = candidates[chosen[name]["candidate"]]
+        candidate.adapt(features_ND, episodes)  # to warm up
         start = time.perf_counter()
-        class_rows(rows_of, features_ND, episodes)
+        candidate.adapt(features_ND, episodes)
         seconds[name] = (time.perf_counter() - start) * 1000 / TIMED
     return seconds
 

@@ -25,13 +25,10 @@ from ruamel.yaml import YAML
 from metadiff.artifact import write_json
 from metadiff.errors import DataError
 from metadiff.evaluation import mean_and_ci95
-from metadiff.judging import RIVALS
 from stages.imports import ROOT
 from stages.study import STUDIES, results_folder
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 0.975 quantiles, from one degree of freedom on
-COLUMNS = ("data", "shots", "classifier", "accuracy", "to ncm", "to gaussian", "to regression", "nll", "s / 1000 tasks")
-DRAWN = ("gaussian", "regression", "metadiff", "metadiff-mean")
 
 Values = NDArray[np.float64]
 
@@ -45,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.readme:
             for path in sorted(STUDIES.glob("*/table.json")):
-                write_readme(path.parent.name, json.loads(path.read_bytes()))
+                write_readme(path.parent.name, shown_rows(path.parent))
         else:
             write_table(STUDIES / chosen.study)
     except DataError as error:
@@ -58,14 +55,18 @@ def write_table(study: Path) -> None:
     varied = YAML(typ="safe").load(study / "params.yaml")
     if len(varied["seeds"]) > len(STUDENT) + 1:
         raise DataError(f"{study / 'params.yaml'}: seeds: at most {len(STUDENT) + 1}, got {len(varied['seeds'])}")
-    rows = [row for dataset in varied["datasets"] for row in dataset_rows(study, dataset, varied["seeds"])]
+    how = {name: varied[name] for name in ("seeds", "rivals", "names")}
+    rows = [row for dataset in varied["datasets"] for row in dataset_rows(study, dataset, **how)]
     write_json(study / "table.json", rows)
-    draw(study / "gain.png", rows)
+    draw(study / "gain.png", rows, varied["drawn"])
     for row in rows:
-        print(" | ".join(cells(row)))
+        print(" | ".join(cells(row, rivals_in(rows))))
 
 
-def dataset_rows(study: Path, dataset: str, seeds: list[int]) -> list[dict[str, Any]]:
+def dataset_rows(
+    study: Path, dataset: str, *, seeds: list[int], rivals: list[str], names: dict[str, str]
+) -> list[dict[str, Any]]:
+    """``names`` are those that classifiers of metrics.json have in the table, where it has others."""
     results = [results_folder(study, dataset, seed) for seed in seeds]
     tables = [pd.read_csv(result / "episodes.csv").query("split == 'test'") for result in results]
     metrics = json.loads((results[0] / "metrics.json").read_bytes())
@@ -73,17 +74,20 @@ def dataset_rows(study: Path, dataset: str, seeds: list[int]) -> list[dict[str, 
     rows = []
     for shot in sorted(tables[0]["shot"].unique()):
         cells = [table[table["shot"] == shot] for table in tables]
-        accuracy = {name: per_cent(cells, name) for name in metrics["chosen"]}
-        for name, values_SE in accuracy.items():
+        accuracy = {names.get(name, name): per_cent(cells, name) for name in metrics["chosen"]}
+        if len(accuracy) < len(metrics["chosen"]):
+            raise DataError(f"{study / 'params.yaml'}: names: two classifiers of {dataset} have one name; leave one out")
+        for name, found in zip(accuracy, metrics["chosen"], strict=True):
+            values_SE = accuracy[name]
             row: dict[str, Any] = {"dataset": dataset, "method": name, "way": metrics["way"], "shot": int(shot)}
             row |= {"seeds": len(seeds), "episodes": metrics["episodes"]} | interval("accuracy", "ci95", values_SE)
-            for rival in RIVALS:
+            for rival in rivals:
                 if rival in accuracy and rival != name:
                     apart_SE = values_SE - accuracy[rival]
                     row |= interval(f"vs_{rival}", f"vs_{rival}_ci95", apart_SE)
                     row[f"seeds_above_{rival}"] = sum(mean > half for mean, half in map(mean_and_ci95, apart_SE))
-            row["nll"] = round(float(np.mean([part.loc[part["classifier"] == name, "nll"].mean() for part in cells])), 4)
-            rows.append(row | {"seconds": round(float(seconds[name]), 3)})
+            row["nll"] = round(float(np.mean([part.loc[part["classifier"] == found, "nll"].mean() for part in cells])), 4)
+            rows.append(row | {"seconds": round(float(seconds[found]), 3)})
     return rows
 
 
@@ -100,14 +104,28 @@ def interval(name: str, half: str, values_SE: Values) -> dict[str, float]:
     return {name: round(mean, 3), half: round(float(np.hypot(over_episodes, over_seeds)), 3)}
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    rivals = [f"{row[f'vs_{r}']:+.2f} ± {row[f'vs_{r}_ci95']:.2f}" if f"vs_{r}" in row else "" for r in RIVALS]
+def shown_rows(study: Path) -> list[dict[str, Any]]:
+    """The rows of README: `shown` of the study's params."""
+    shown = YAML(typ="safe").load(study / "params.yaml")["shown"]
+    return [row for row in json.loads((study / "table.json").read_bytes()) if row["method"] in shown]
+
+
+def rivals_in(rows: list[dict[str, Any]]) -> list[str]:
+    """Those with which others are compared, in the order of the rows."""
+    methods = dict.fromkeys(row["method"] for row in rows)
+    return [method for method in methods if any(f"vs_{method}" in row for row in rows)]
+
+
+def cells(row: dict[str, Any], rivals: list[str]) -> list[str]:
+    apart = [f"{row[f'vs_{r}']:+.2f} ± {row[f'vs_{r}_ci95']:.2f}" if f"vs_{r}" in row else "" for r in rivals]
     accuracy = f"{row['accuracy']:.2f} ± {row['ci95']:.2f}"
-    return [row["dataset"], str(row["shot"]), row["method"], accuracy, *rivals, f"{row['nll']:.3f}", f"{row['seconds']:.2f}"]
+    return [row["dataset"], str(row["shot"]), row["method"], accuracy, *apart, f"{row['nll']:.3f}", f"{row['seconds']:.2f}"]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS), *map(cells, rows)]
+    rivals = rivals_in(rows)
+    columns = ["data", "shots", "classifier", "accuracy", *(f"to {rival}" for rival in rivals), "nll", "s / 1000 tasks"]
+    lines = [columns, ["---"] * len(columns), *(cells(row, rivals) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -125,7 +143,7 @@ def write_readme(study: str, rows: list[dict[str, Any]]) -> None:
     path.write_text(before + begin + markdown(rows) + end + after, encoding="utf-8")
 
 
-def draw(path: Path, rows: list[dict[str, Any]]) -> None:
+def draw(path: Path, rows: list[dict[str, Any]], methods: list[str]) -> None:
     """What each method gains on nearest-class-mean, with its interval."""
     mpl.use("Agg")
     from matplotlib.figure import Figure
@@ -133,9 +151,9 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     datasets, shots = (list(dict.fromkeys(row[key] for row in rows)) for key in ("dataset", "shot"))
     figure = Figure(figsize=(5 * len(shots), 3.6), layout="constrained")
     for axes, shot in zip(figure.subplots(1, len(shots), squeeze=False)[0], shots, strict=True):
-        for number, method in enumerate(DRAWN):
+        for number, method in enumerate(methods):
             chosen = [row for row in rows if row["method"] == method and row["shot"] == shot]
-            places = [datasets.index(row["dataset"]) + (number - (len(DRAWN) - 1) / 2) / 6 for row in chosen]
+            places = [datasets.index(row["dataset"]) + (number - (len(methods) - 1) / 2) / 6 for row in chosen]
             gains, halves = ([row[key] for row in chosen] for key in ("vs_ncm", "vs_ncm_ci95"))
             axes.errorbar(places, gains, yerr=halves, fmt="o", capsize=3, label=method)
         axes.axhline(0, color="gray", linewidth=1)

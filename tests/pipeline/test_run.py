@@ -86,6 +86,7 @@ def test_base_classes_are_moved_together_for_training(finished: Repository) -> N
     )
 
 
+@pytest.mark.slow
 def test_trained_weights_can_be_the_target(copy: Repository) -> None:
     set_params(copy.root, {"metatrain": {"target": "trajectory-ends", "spread": 1.0, "models": ["task"]}})
     before = verify(copy.root / "data/generator")
@@ -136,6 +137,7 @@ def test_wrong_params_stop_before_anything(tiny: Repository) -> None:
     assert not (tiny.root / "data/.work").exists()
 
 
+@pytest.mark.slow
 def test_bad_images_stop_the_run_and_are_listed_or_are_skipped_and_listed(tiny: Repository) -> None:
     pictures = tiny.root / "pictures"
     (pictures / "class-03" / "0.png").write_bytes(b"no picture")
@@ -161,6 +163,7 @@ def test_skipping_never_leaves_a_class_too_small(tiny: Repository) -> None:
     assert not (tiny.root / "data/prepared").exists()
 
 
+@pytest.mark.slow
 def test_the_same_image_in_two_splits_is_refused_with_its_rows(tiny: Repository) -> None:
     for label in range(12):  # whichever classes fall apart
         shutil.copy(tiny.root / "pictures/class-00/0.png", tiny.root / f"pictures/class-{label:02d}/twin.png")
@@ -171,6 +174,7 @@ def test_the_same_image_in_two_splits_is_refused_with_its_rows(tiny: Repository)
     assert not (tiny.root / "data/prepared").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_with_74_and_after_freeing_space_the_run_goes_on(tiny: Repository) -> None:
     """A limit on the size of files stands in for the disk: a block of pixels does not fit any more."""
     done = tiny.run("bash", "-c", f"ulimit -f 20; exec {sys.executable} -m stages.prepare", ok=False)
@@ -192,6 +196,7 @@ def test_a_changed_artifact_is_found_by_the_next_stage(copy: Repository) -> None
     assert "data/backbone/features.h5: changed since it was made" in done.stderr
 
 
+@pytest.mark.slow
 def test_ci_reports_a_change_and_refuses_a_stale_lock(copy: Repository) -> None:
     """What the workflow runs for a pull request: first with a forgotten `dvc repro`, then with its result committed."""
     copy.run("git", "checkout", "-qb", "change")

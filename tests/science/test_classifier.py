@@ -16,7 +16,7 @@ import metadiff
 from metadiff import Classifier
 from metadiff.backbone import build
 from metadiff.errors import DataError
-from metadiff.tracked import Tracked, folded, rows_by_count
+from metadiff.tracked import Tracked, folded, named, rows_by_count
 from stages.imports import ROOT
 
 CENTRES = np.eye(4, 6)
@@ -100,6 +100,36 @@ def test_each_group_of_equal_counts_has_the_noise_of_a_batch_of_its_own() -> Non
     torch.testing.assert_close(rows_G1WD[0, 0], expected)
     with pytest.raises(DataError, match=r"classes have from 1 to 2 images; this method makes all rows of a task together"):
         rows_by_count(rows_of, features_ND, class_N, joint=True)
+
+
+METRICS = {
+    "chosen": dict.fromkeys(("ncm", "metadiff", "local", "local-mean", "finetune-random")),
+    "val": {
+        "shot1": {
+            "ncm": {"accuracy": 50.0},
+            "metadiff": {"accuracy": 60.0},
+            "local": {"accuracy": 90.0},
+            "local-mean": {"accuracy": 91.0},
+            "finetune-random": {"accuracy": 92.0},
+        }
+    },
+}
+
+
+def test_the_best_is_one_that_new_classes_can_be_given() -> None:
+    assert named(METRICS, "best", where=Path("metrics.json")) == "metadiff"
+    assert named(METRICS, "ncm", where=Path("metrics.json")) == "ncm"
+
+
+@pytest.mark.parametrize("method", ["local", "local-mean", "finetune-random"])
+def test_whole_weights_are_refused_with_what_can_be_used(method: str) -> None:
+    why = "its whole weights of a base learner cannot be made for new classes yet; expected best or ncm, metadiff"
+    with pytest.raises(DataError, match=f"^method {method}: {why}$"):
+        named(METRICS, method, where=Path("metrics.json"))
+    with pytest.raises(
+        DataError, match=r"^method vanilla: metrics\.json has no such classifier; expected best or ncm, metadiff$"
+    ):
+        named(METRICS, "vanilla", where=Path("metrics.json"))
 
 
 def tracked(method: str, **facts: object) -> Tracked:

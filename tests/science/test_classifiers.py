@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from metadiff.baselines.gaussian import GaussianPosterior
-from metadiff.classifiers import classifiers, make_generators
+from metadiff.classifiers import make_generators, row_classifiers
 from metadiff.evaluation import RowsOf
 from metadiff.generator import dump
-from metadiff.metatraining import MetaTraining
+from metadiff.metatraining import MetaTraining, pace_of, rows_lesson
+from metadiff.methods.metadiff import build
 from tests.science.test_metatraining import FACTS, PLAIN, TASKS, data
 
 FEATURES, ROWS = data()
@@ -33,10 +34,11 @@ def candidates() -> dict[str, dict[str, RowsOf]]:
     checkpoints = {}
     for model in ("task", "regression", "gradient"):
         facts = FACTS | {"model": model}
-        training = MetaTraining(SimpleNamespace(**PLAIN), facts=facts, tasks=TASKS, score=lambda _method: 0.0, seed=0)
+        settings = SimpleNamespace(**PLAIN)
+        training = MetaTraining(pace_of(settings), build(facts), rows_lesson(settings, TASKS, lambda _method: 0.0), seed=0)
         training.run()
         checkpoints[model] = (dump(training.best, TASKS.scales), facts)
-    return dict(classifiers(SECTION, GaussianPosterior(FEATURES, ROWS), make_generators(checkpoints, "cpu")))
+    return dict(row_classifiers(SECTION, GaussianPosterior(FEATURES, ROWS), make_generators(checkpoints, "cpu")))
 
 
 def test_every_choice_is_a_candidate(candidates: dict[str, dict[str, RowsOf]]) -> None:

@@ -14,18 +14,20 @@ from metadiff.trajectory_store import TrajectoryStore, open_trajectories, write_
 
 PARAMS = {"learner": "linear", "scale": 10.0, "tasks": 30, "way": 3, "shot": 2, "sees": "classes", "optimizer": "sgd", "lr": 0.5}
 PARAMS |= {"momentum": 0.9, "sam": 0.05, "steps": 40, "init_std": 0.1}
+PARAMS |= {"hidden": 16, "dim": 0, "spread": 1.0, "weight_decay": 0.0, "noise": 0.0}
+MLP = {"learner": "mlp", "hidden": 1600, "dim": 64, "spread": 0.2, "weight_decay": 0.01, "noise": 0.3, "sam": 0.0}
 LAYOUT = [{"name": "weight", "shape": [3, 4], "offset": 0}, {"name": "bias", "shape": [3], "offset": 12}]
 ABOUT = {"dataset": "birds", "params": PARAMS, "layout": LAYOUT, "seed": 7, "versions": {"torch": "9.9"}}
 ABOUT |= {"refused": {"not finite": 3, "not improved": 4}}
 
 
-def made(path: Path, *, kept: int = 5) -> TrajectoryStore:
+def made(path: Path, *, kept: int = 5, **changes: object) -> TrajectoryStore:
     rng = np.random.default_rng(0)
     ids = (np.arange(23), np.zeros((23, 3)), np.zeros((23, 3, 2)))
     loss_TK = np.linspace(2, 0.5, kept) * np.linspace(0.9, 1.1, 23)[:, None]
     floats = (rng.normal(size=(23, kept, 15)), loss_TK, np.tile(np.linspace(0.25, 1, kept), (23, 1)))
     found = Trajectories(*(part.astype(np.int32) for part in ids), *(part.astype(np.float32) for part in floats))
-    write_trajectories(path, [found], count=23, block=10, steps=tuple(range(kept)), about=ABOUT)
+    write_trajectories(path, [found], count=23, block=10, steps=tuple(range(kept)), about=ABOUT | {"params": PARAMS | changes})
     return open_trajectories(path)
 
 
@@ -40,9 +42,19 @@ def test_the_summary_names_what_a_reader_needs(tmp_path: Path) -> None:
     lines = summary(made(tmp_path / "a.zarr"))
     assert lines[0] == "birds: 23 of 30 tasks accepted (3 not finite, 4 not improved)"
     assert lines[1] == "tasks     3-way, 2 support images a class, each sees all images of its classes; seed 7"
-    assert lines[2] == "vector    linear learner: 15 numbers: weight (3, 4) from 0, bias (3,) from 12"
-    assert lines[3] == "path      sgd, SAM of radius 0.05, lr 0.5, momentum 0.9, 40 steps from Gaussian weights of deviation 0.1"
-    assert lines[4].startswith("store     3 blocks of up to 10 tasks, 5 kept steps; torch 9.9, zarr 3.")
+    assert lines[2] == "inputs    the features as they are"
+    assert lines[3] == "vector    linear learner: 15 numbers: weight (3, 4) from 0, bias (3,) from 12"
+    assert lines[4] == "path      sgd, SAM of radius 0.05, lr 0.5, momentum 0.9, 40 steps from Gaussian weights of deviation 0.1"
+    assert lines[5].startswith("store     3 blocks of up to 10 tasks, 5 kept steps; torch 9.9, zarr 3.")
+
+
+def test_the_summary_of_perceptrons_says_what_they_see_and_how_large_they_are(tmp_path: Path) -> None:
+    lines = summary(made(tmp_path / "a.zarr", **MLP))
+    seen = "64 whitened directions of the features, base classes at 0.2 of their distances"
+    assert lines[2] == f"inputs    {seen}, with noise of deviation 0.3 in the gradient"
+    assert lines[3].startswith("vector    mlp learner of 1,600 hidden units: 15 numbers: weight (3, 4)")
+    assert lines[4].startswith("path      sgd, lr 0.5, momentum 0.9, weight decay 0.01, 40 steps from")
+    assert "cosine learner of scale 10: 15" in summary(made(tmp_path / "b.zarr", learner="cosine"))[3]
 
 
 def test_the_table_has_percentiles_over_the_tasks_at_kept_steps(tmp_path: Path) -> None:

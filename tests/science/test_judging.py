@@ -1,13 +1,16 @@
 """What validation chooses, and the numbers that come of it."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import stats
 
+from metadiff.candidates import OfRows
 from metadiff.episodes import draw_episodes
-from metadiff.evaluation import class_rows, cosines, targets
+from metadiff.evaluation import RowsOf, class_rows, cosines, targets
 from metadiff.judging import choose, judge, summary
 from tests.science.test_evaluation import DATA, features
 
@@ -26,7 +29,7 @@ def upside_down(support: torch.Tensor, _batch: int) -> torch.Tensor:
 def test_the_better_candidate_and_centre_are_chosen() -> None:
     far = X + 50  # seen from the origin all directions are one
     centres = {"origin": None, "there": torch.full((16,), 50.0)}
-    choice, seen = choose({"bad": upside_down, "good": mean_rows}, far, DRAWN, centres=centres)
+    choice, seen = choose({"bad": OfRows(upside_down, centres), "good": OfRows(mean_rows, centres)}, far, DRAWN)
     assert (choice.candidate, choice.centre) == ("good", "there")
     assert set(choice.temperature) == {1, 3}
     for shot, drawn in DRAWN.items():
@@ -35,13 +38,16 @@ def test_the_better_candidate_and_centre_are_chosen() -> None:
 
 
 def test_of_equals_the_first_is_chosen() -> None:
-    twins = {"one": mean_rows, "two": mean_rows}
-    assert choose(twins, X, DRAWN, centres={"origin": None})[0].candidate == "one"
+    twins = {"one": OfRows(mean_rows, {"origin": None}), "two": OfRows(mean_rows, {"origin": None})}
+    assert choose(twins, X, DRAWN)[0].candidate == "one"
 
 
-def judged() -> tuple[pd.DataFrame, pd.DataFrame]:
+CLASSIFIERS = {"ncm": mean_rows, "regression": lambda s, b: mean_rows(s, b) + 0.1, "metadiff": upside_down}
+
+
+def judged(classifiers: Mapping[str, RowsOf] = CLASSIFIERS) -> tuple[pd.DataFrame, pd.DataFrame]:
     tables = []
-    for name, rows_of in (("ncm", mean_rows), ("regression", lambda s, b: mean_rows(s, b) + 0.1), ("metadiff", upside_down)):
+    for name, rows_of in classifiers.items():
         for shot, drawn in DRAWN.items():
             parts = judge(cosines(class_rows(rows_of, X, drawn), X, drawn), targets(drawn), temperature=5.0)
             tables.append([part.assign(split="test", shot=shot, classifier=name) for part in parts])
@@ -73,6 +79,23 @@ def test_rivals_are_compared_with_those_before_them_only() -> None:
     assert "vs_regression" not in cell["ncm"]
     assert "vs_ncm" in cell["regression"]
     assert "vs_gaussian" not in cell["metadiff"]  # it was not measured
+
+
+def test_whole_weights_are_compared_with_their_own_rivals_too() -> None:
+    more = dict.fromkeys(("weights-regression", "local-mean", "reptile", "finetune-random"), mean_rows)
+    found = summary(*judged(CLASSIFIERS | more))["test"]["shot1"]
+    versus = {name: [key for key in cell if key.startswith("vs_")] for name, cell in found.items()}
+    rows, own = ["vs_ncm", "vs_regression"], ["vs_weights-regression", "vs_finetune-random"]
+    assert versus == {
+        "ncm": [],
+        "regression": rows[:1],
+        "metadiff": rows,
+        "weights-regression": rows,
+        "local-mean": rows + own,
+        "reptile": rows + own,
+        "finetune-random": rows + own[:1],
+    }
+    assert found["local-mean"]["vs_finetune-random"] == {"diff": 0.0, "ci95": 0.0}
 
 
 def test_differences_are_paired_whatever_the_order_of_the_rows() -> None:

@@ -1,18 +1,26 @@
 """Base learners: what a flat vector means, and gradients in closed form that are autograd's."""
 
+from dataclasses import asdict
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from metadiff.learner import Learner
+from metadiff.learner import BaseLearner, Learner, Perceptron, build_learner
 from metadiff.objectives import Objective, OnClasses, OnSupport
 
-KINDS = ("cosine", "linear")
-TASKS, WAY, SHOT, DIM, CLASSES = 4, 3, 2, 5, 6
+KINDS = ("cosine", "linear", "mlp")
+CASES = [(kind, sees) for kind in KINDS for sees in ("support", "classes") if (kind, sees) != ("mlp", "classes")]
+TASKS, WAY, SHOT, DIM, HIDDEN, CLASSES = 4, 3, 2, 5, 4, 6
+NAMES = {"cosine": ["weight"], "linear": ["weight", "bias"]}
+NAMES |= {"mlp": ["enter.weight", "enter.bias", "leave.weight", "leave.bias"]}
 
 
-def learner(kind: str) -> Learner:
+def learner(kind: str) -> BaseLearner:
+    if kind == "mlp":
+        return Perceptron("mlp", WAY, DIM, HIDDEN)
     return Learner(kind, WAY, DIM, scale=7.0)  # type: ignore[arg-type]
 
 
@@ -32,7 +40,7 @@ def objective(kind: str, sees: str) -> Objective:
     features_ND, label_N, classes_TW = seen()
     if sees == "support":
         return OnSupport(learner(kind), noise(TASKS, WAY, SHOT, DIM, seed=3))
-    return OnClasses(learner(kind), features_ND, label_N, classes_TW)
+    return OnClasses(learner(kind), features_ND, label_N, classes_TW)  # type: ignore[arg-type]
 
 
 def data_of_task(task: int, sees: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,6 +58,10 @@ def data_of_task(task: int, sees: str) -> tuple[Tensor, Tensor, Tensor]:
 
 def plain_logits(kind: str, theta_P: Tensor, features_ND: Tensor) -> Tensor:
     """As a person would write it for one task."""
+    if kind == "mlp":
+        enter_HD, shift_H = theta_P[:20].reshape(HIDDEN, DIM), theta_P[20:24]
+        leave_HW, shift_W = theta_P[24:36].reshape(HIDDEN, WAY), theta_P[36:]
+        return (features_ND @ enter_HD.T + shift_H).relu() @ leave_HW + shift_W
     weight_WD = theta_P[: WAY * DIM].reshape(WAY, DIM)
     if kind == "cosine":
         return 7.0 * normalize(features_ND, dim=-1) @ normalize(weight_WD, dim=-1).T
@@ -74,11 +86,27 @@ def test_the_layout_covers_the_vector_once(kind: str) -> None:
     for part in learner(kind).layout():
         covered += range(part.offset, part.offset + torch.Size(part.shape).numel())
     assert covered == list(range(learner(kind).size))
-    assert [part.name for part in learner(kind).layout()] == (["weight"] if kind == "cosine" else ["weight", "bias"])
+    assert [part.name for part in learner(kind).layout()] == NAMES[kind]
 
 
-@pytest.mark.parametrize("sees", ["support", "classes"])
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_learner_comes_back_from_its_facts(kind: str) -> None:
+    assert build_learner(asdict(learner(kind))) == learner(kind)
+
+
+def test_a_perceptron_starts_with_scores_of_one_size_whatever_its_width() -> None:
+    """Weights of deviation std / sqrt(fan in), biases of 0."""
+    for wide in (Perceptron("mlp", 50, 400, 100), Perceptron("mlp", 50, 100, 400)):
+        start_P = wide.start(np.random.default_rng(0), 1.5)
+        assert start_P.dtype == torch.float32
+        parts = {part.name: start_P[part.offset :][: part.size] for part in wide.layout()}
+        assert float(parts["enter.weight"].std()) * wide.dim**0.5 == pytest.approx(1.5, rel=0.03)
+        assert float(parts["leave.weight"].std()) * wide.hidden**0.5 == pytest.approx(1.5, rel=0.03)
+        assert not parts["enter.bias"].any()
+        assert not parts["leave.bias"].any()
+
+
+@pytest.mark.parametrize(("kind", "sees"), CASES)
 def test_the_gradient_of_every_task_is_that_of_autograd(kind: str, sees: str) -> None:
     theta_TP = noise(TASKS, learner(kind).size)
     found = objective(kind, sees).gradient(theta_TP)
@@ -87,8 +115,7 @@ def test_the_gradient_of_every_task_is_that_of_autograd(kind: str, sees: str) ->
         torch.testing.assert_close(found[task], expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("sees", ["support", "classes"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "sees"), CASES)
 def test_loss_and_accuracy_weigh_each_class_the_same(kind: str, sees: str) -> None:
     theta_TP = noise(TASKS, learner(kind).size)
     loss_T, accuracy_T = objective(kind, sees).measure(theta_TP)
@@ -104,3 +131,12 @@ def test_a_cosine_learner_does_not_see_the_length_of_its_rows() -> None:
     theta_TP, features_TND = noise(TASKS, WAY * DIM), noise(TASKS, 8, DIM, seed=1)
     longer = learner("cosine").logits(3 * theta_TP, 5 * features_TND)
     torch.testing.assert_close(learner("cosine").logits(theta_TP, features_TND), longer)
+
+
+def test_permuted_hidden_units_are_the_same_classifier() -> None:
+    theta_TP, order = noise(TASKS, learner("mlp").size), torch.tensor([2, 0, 3, 1])
+    enter_THD, shift_TH, leave_THW, shift_TW = learner("mlp")._tensors(theta_TP)  # type: ignore[union-attr]
+    parts = (enter_THD[:, order].flatten(1), shift_TH[:, order], leave_THW[:, order].flatten(1), shift_TW)
+    features_TND = noise(TASKS, 8, DIM, seed=1)
+    other_TNW = learner("mlp").logits(torch.cat(parts, dim=1), features_TND)
+    torch.testing.assert_close(other_TNW, learner("mlp").logits(theta_TP, features_TND))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,9 @@ from metadiff.conditioning import BaseTasks
 from metadiff.diffusion import gaussian_noise
 from metadiff.errors import CorruptArtifactError, NumericError
 from metadiff.generator import Generator, dump, undump
-from metadiff.metatraining import MetaTraining
+from metadiff.metatraining import MetaTraining, pace_of, rows_lesson
 from metadiff.methods import SAMPLERS, Sampling
-from metadiff.methods.metadiff import MODELS, MetaDiff
+from metadiff.methods.metadiff import MODELS, MetaDiff, build
 from metadiff.rows import Rows
 
 D, CLASSES, IMAGES = 8, 20, 15
@@ -81,7 +82,8 @@ def error(method: MetaDiff) -> float:
 def training(model: str = "task", *, seed: int = 0, **changes: object) -> MetaTraining:
     facts = FACTS | {"model": model} | {key: changes.pop(key) for key in list(changes) if key in FACTS}
     settings: Any = SimpleNamespace(**PLAIN | changes)
-    return MetaTraining(settings, facts=facts, tasks=TASKS, score=lambda method: -error(method), seed=seed)
+    lesson = rows_lesson(settings, TASKS, lambda method: -error(method))
+    return MetaTraining(pace_of(settings), build(facts), lesson, seed=seed)
 
 
 def run(one: MetaTraining) -> MetaTraining:
@@ -146,7 +148,7 @@ def test_the_average_moves_and_lags_behind() -> None:
 
 def test_the_best_judgement_is_kept_with_both_kinds_of_weights() -> None:
     one, scores = training(steps=80), iter([1.0, 5.0, 2.0, 9.0, 3.0, 7.0, 0.0, 6.0])  # raw, then average, at each judgement
-    one.score = lambda _method: next(scores)
+    one.lesson = replace(one.lesson, score=lambda _method: next(scores))
     one.run()
     one.run()
     raw = {name: value.clone() for name, value in one.method.net.state_dict().items()}
@@ -270,7 +272,7 @@ def test_cpu_and_gpu_agree() -> None:
     for device in ("cpu", "cuda"):
         settings: Any = SimpleNamespace(**PLAIN)
         tasks = BaseTasks(features.to(device), rows)
-        one = MetaTraining(settings, facts=facts, tasks=tasks, score=lambda _m: 0.0, seed=0)
+        one = MetaTraining(pace_of(settings), build(facts, device=device), rows_lesson(settings, tasks, lambda _m: 0.0), seed=0)
         ends.append({name: value.cpu() for name, value in run(one).method.net.state_dict().items()})
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, rtol=1e-3, atol=1e-4)

@@ -22,6 +22,10 @@ SEED = "a whole number from 0 to 2147483647"
 SPLIT = "given, or a list of 3 items, each a number above 0 and below 1"
 SHOT = "a whole number from 1 to 100"
 SHOTS = f"a list of 1 to 20 items, each {SHOT}"
+RATE = "a number above 0 and at most 10"
+RATES = f"a list of 1 to 50 items, each {RATE}"
+STEP = "a whole number from 1 to 1000000"
+STEPS = f"a list of 1 to 50 items, each {STEP}"
 SHARED = "a section with the keys seed, threads, device, deterministic"
 TOO_MANY = "images a class, but prepare.min_images promises only 20; lower one or raise that"
 PROGRAM = [sys.executable, "-m", "metadiff.params"]
@@ -60,6 +64,7 @@ def complaints(folder: Path, content: str | bytes) -> list[str]:
 
 ENDS = set_value("metatrain.spread", "1", set_value("metatrain.target", "trajectory-ends"))
 TRAINED = set_value("metatrain.models", "[task]", ENDS)
+PATHS = set_value("mcdi.models", "[local]", set_value("collect.keep", "4", set_value("collect.dim", "64")))
 WRONG_VALUES = [  # key, what to write, what it must be
     ("shared.seed", "-1", f"must be {SEED}, got the number -1"),
     ("shared.seed", "2147483648", f"must be {SEED}, got the number 2147483648"),
@@ -116,6 +121,17 @@ WRONG_VALUES = [  # key, what to write, what it must be
     ("collect.shot", "21", "must be at most prepare.min_images 20, got 21"),
     ("collect.lr", "0", "must be a number above 0 and at most 1000, got the number 0"),
     ("collect.sees", "class", "must be one of support, classes, got the text 'class'; did you mean classes?"),
+    ("collect.noise", "0.1", "must be 0 for collect.sees classes, got 0.1"),
+    ("collect.weight_decay", "11", "must be a number from 0 to 10, got the number 11"),
+    ("collect.dim", "-1", "must be a whole number from 0 to 65536, got the number -1"),
+    ("collect.learner", "mpl", "must be one of cosine, linear, mlp, got the text 'mpl'; did you mean mlp?"),
+    ("evaluate.finetune_lrs", "[0.03, 0.01]", f"must be {RATES}, in increasing order, got the list [0.03, 0.01]"),
+    ("evaluate.finetune_lrs", "[0.01, 11]", f"must be {RATE}, got the number 11"),
+    ("evaluate.finetune_lrs", "[]", f"must be {RATES}, got the list []"),
+    ("evaluate.finetune_steps", "[30, 30]", f"must be {STEPS}, in increasing order, got the list [30, 30]"),
+    ("evaluate.finetune_steps", "[0, 30]", f"must be {STEP}, got the number 0"),
+    ("evaluate.finetune_few", "0", f"must be {STEP}, got the number 0"),
+    ("evaluate.finetune_few", "2.5", f"must be {STEP}, got the number 2.5"),
     ("evaluate.shots", "[]", f"must be {SHOTS}, got the list []"),
     ("evaluate.shots", "5", f"must be {SHOTS}, got the number 5"),
     ("evaluate.shots", "[5, 1]", f"must be {SHOTS}, in increasing order, got the list [5, 1]"),
@@ -167,7 +183,7 @@ WRONG_TEXTS = {
     ),
     "key at the top": (
         replace("\npretrain:", "\nlr: 1\npretrain:"),
-        [at("pretrain", "lr: unknown key; it belongs to pretrain or collect or metatrain")],
+        [at("pretrain", "lr: unknown key; it belongs to pretrain or collect or metatrain or mcdi")],
     ),
     "wrong section": (
         replace("\nshared:", "\nshard:"),
@@ -215,9 +231,63 @@ WRONG_TEXTS = {
         set_value("collect.sees", "support", TRAINED),
         [at("metatrain.target", "metatrain.target: trajectory-ends needs collect.sees classes, got support")],
     ),
-    "trained weights of classes left where they are": (
+    "trained weights of classes that lie elsewhere": (
         set_value("metatrain.spread", "0.5", TRAINED),
-        [at("metatrain.spread", "metatrain.spread: must be 1 for metatrain.target trajectory-ends, got 0.5")],
+        [at("metatrain.spread", "metatrain.spread: must be collect.spread 1 for metatrain.target trajectory-ends, got 0.5")],
+    ),
+    "trained weights of reduced features": (
+        set_value("collect.dim", "64", TRAINED),
+        [at("metatrain.target", "metatrain.target: trajectory-ends needs collect.dim 0, got 64")],
+    ),
+    "perceptrons that see all images": (
+        set_value("collect.learner", "mlp"),
+        [
+            at(
+                "collect.sees",
+                "collect.sees: must be support for collect.learner mlp, got classes; raise collect.shot to show it more",
+            )
+        ],
+    ),
+    "whole weights on features as they are": (
+        set_value("collect.dim", "0", PATHS),
+        [at("collect.dim", "collect.dim: must be at least 1 for mcdi.models: its denoiser is for whitened inputs, got 0")],
+    ),
+    "segments between kept steps": (
+        set_value("mcdi.segments", "2", PATHS),
+        [at("collect.keep", "collect.keep: must be 1 more than a multiple of mcdi.segments 2, got 4")],
+    ),
+    "a difference to weights that nothing learns": (
+        set_value("mcdi.models", "[ocd]", set_value("collect.sees", "support", PATHS)),
+        [at("mcdi.models", "mcdi.models: ocd goes out from what reptile has learnt; add reptile")],
+    ),
+    "a difference on images that tasks share": (
+        set_value("mcdi.models", "[ocd, reptile]", PATHS),
+        [at("mcdi.models", "mcdi.models: ocd needs collect.sees support, got classes")],
+    ),
+    "whole weights of another way": (
+        set_value("evaluate.way", "4", PATHS),
+        [at("evaluate.way", "evaluate.way: must be collect.way 5 for mcdi.models, got 4")],
+    ),
+    "more segments than steps": (
+        set_value("mcdi.segments", "3", set_value("mcdi.times", "2", PATHS)),
+        [at("mcdi.segments", "mcdi.segments: must be at most mcdi.times 2, got 3")],
+    ),
+    "targets that contradict each other": (
+        set_value("mcdi.window", "overlap", set_value("mcdi.weighted", "false", PATHS)),
+        [
+            at(
+                "mcdi.window",
+                "mcdi.window: overlap needs mcdi.weighted true: without its factors the targets of a time contradict each other",
+            )
+        ],
+    ),
+    "whole weights judged on too many images": (
+        set_value("mcdi.val_query", "16", PATHS),
+        [at("mcdi.shots", "mcdi.shots: with mcdi.val_query 21 images a class, prepare.min_images promises 20; lower one")],
+    ),
+    "a decay beyond 0": (
+        set_value("collect.weight_decay", "0.6", set_value("collect.lr", "2")),
+        [at("collect.weight_decay", "collect.weight_decay: must be at most 1 / collect.lr = 0.5, got 0.6")],
     ),
     "no gradient for trained weights": (
         ENDS,
@@ -388,6 +458,10 @@ GOOD = {
     "alias": set_value("evaluate.seed", "*s", set_value("shared.seed", "&s 7")),
     "merge": replace("  lr: 0.03", "  <<: {lr: 0.5, momentum: 0.2}", replace("  momentum: 0.9          # Nesterov", "", TEXT)),
     "merge, overridden": replace("  lr: 0.03 ", "  <<: {lr: 0.5}\n  lr: 0.25 "),
+    "trained weights of moved classes": set_value("metatrain.spread", "0.5", set_value("collect.spread", "0.5", TRAINED)),
+    "perceptrons, with noise": set_value(
+        "collect.noise", "0.3", set_value("collect.sees", "support", set_value("collect.learner", "mlp"))
+    ),
     "given, of a folder": set_value(
         "prepare.split", "given", set_value("prepare.path", "x", set_value("prepare.source", "folder"))
     ),

@@ -1,16 +1,31 @@
 """Trajectories of many tasks at once are those that torch's optimisers take for each task alone."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from metadiff.episodes import Episodes, draw_episodes
-from metadiff.trajectory import NOT_FINITE, NOT_IMPROVED, Rule, Trajectories, collect_block, follow, kept_steps, refusals, starts
+from metadiff.learner import Learner, Perceptron
+from metadiff.objectives import OnSupport
+from metadiff.trajectory import (
+    NOT_FINITE,
+    NOT_IMPROVED,
+    Rule,
+    Trajectories,
+    collect_block,
+    follow,
+    kept_steps,
+    noises,
+    refusals,
+    starts,
+)
 from tests.science.test_episodes import rows
-from tests.science.test_learner import KINDS, TASKS, learner, noise, objective, plain_loss
+from tests.science.test_learner import CASES, DIM, HIDDEN, SHOT, TASKS, WAY, learner, noise, objective, plain_loss
 
 KEPT = (0, 3, 7, 10)
 RULES = {
@@ -19,36 +34,52 @@ RULES = {
     "adam": Rule("adam", lr=0.05, momentum=0.8, sam=0.0),
     "sam of sgd": Rule("sgd", lr=0.1, momentum=0.9, sam=0.2),
     "sam of adam": Rule("adam", lr=0.05, momentum=0.9, sam=0.2),
+    "decay of sgd": Rule("sgd", lr=0.1, momentum=0.9, sam=0.0, weight_decay=0.3),
+    "adamw": Rule("adam", lr=0.05, momentum=0.9, sam=0.0, weight_decay=0.3),
+    "sam of adamw": Rule("adam", lr=0.05, momentum=0.9, sam=0.2, weight_decay=0.3),
 }
 
 
-def one_task(kind: str, sees: str, task: int, start_P: Tensor, rule: Rule) -> Tensor:
-    """Weights at the kept steps, by autograd and an optimiser of the task's own."""
-    theta_P = start_P.clone().requires_grad_()
+def optimizer_of(rule: Rule, weights: list[Tensor]) -> torch.optim.Optimizer:
+    """PyTorch's own; it has no SGD whose decay is decoupled."""
     if rule.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD([theta_P], lr=rule.lr, momentum=rule.momentum)
-    else:
-        optimizer = torch.optim.Adam([theta_P], lr=rule.lr, betas=(rule.momentum, 0.999))
-    path = [start_P]
+        return torch.optim.SGD(weights, lr=rule.lr, momentum=rule.momentum)
+    return torch.optim.AdamW(weights, lr=rule.lr, betas=(rule.momentum, 0.999), weight_decay=rule.weight_decay)
+
+
+def step_alone(optimizer: torch.optim.Optimizer, rule: Rule, loss: Callable[[], Tensor]) -> None:
+    """A step of a single task: by autograd, for all tensors of its weights together."""
+    weights = optimizer.param_groups[0]["params"]
+    slopes = torch.autograd.grad(loss(), weights)
+    if rule.sam:
+        length = torch.cat([slope.flatten() for slope in slopes]).norm()
+        with torch.no_grad():
+            kept = [weight.clone() for weight in weights]
+            for weight, slope in zip(weights, slopes, strict=True):
+                weight += rule.sam * slope / length
+        slopes = torch.autograd.grad(loss(), weights)
+        with torch.no_grad():
+            for weight, before in zip(weights, kept, strict=True):
+                weight.copy_(before)
+    for weight, slope in zip(weights, slopes, strict=True):
+        weight.grad = slope
+        if rule.optimizer == "sgd":
+            weight.data *= 1 - rule.lr * rule.weight_decay
+    optimizer.step()
+
+
+def one_task(kind: str, sees: str, task: int, start_P: Tensor, rule: Rule) -> Tensor:
+    """Weights at the kept steps, by an optimiser of the task's own."""
+    theta_P = start_P.clone().requires_grad_()
+    optimizer, path = optimizer_of(rule, [theta_P]), [start_P]
     for _ in range(KEPT[-1]):
-        optimizer.zero_grad()
-        plain_loss(kind, sees, task, theta_P).backward()
-        if rule.sam:
-            up_P = rule.sam * theta_P.grad / theta_P.grad.norm()  # type: ignore[operator, union-attr]
-            with torch.no_grad():
-                theta_P += up_P
-            optimizer.zero_grad()
-            plain_loss(kind, sees, task, theta_P).backward()
-            with torch.no_grad():
-                theta_P -= up_P
-        optimizer.step()
+        step_alone(optimizer, rule, lambda: plain_loss(kind, sees, task, theta_P))
         path.append(theta_P.detach().clone())
     return torch.stack([path[step] for step in KEPT])
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-@pytest.mark.parametrize("sees", ["support", "classes"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "sees"), CASES)
 def test_every_task_takes_the_path_of_its_own_optimiser(kind: str, sees: str, rule: Rule) -> None:
     start_TP = noise(TASKS, learner(kind).size, seed=9)
     weights_TKP, loss_TK, accuracy_TK = follow(objective(kind, sees), start_TP, rule=rule, kept=KEPT)
@@ -60,6 +91,47 @@ def test_every_task_takes_the_path_of_its_own_optimiser(kind: str, sees: str, ru
     assert (loss_TK[:, -1] < loss_TK[:, 0]).all()
 
 
+def module_of(theta_P: Tensor) -> nn.Sequential:
+    """As PyTorch has a perceptron: its second layer keeps its weights the other way round."""
+    module = nn.Sequential(nn.Linear(DIM, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, WAY)).double()
+    enter, leave = HIDDEN * DIM, HIDDEN * DIM + HIDDEN
+    parts = (theta_P[:enter].view(HIDDEN, DIM), theta_P[enter:leave], theta_P[leave:-WAY].view(HIDDEN, WAY).T, theta_P[-WAY:])
+    module.load_state_dict(dict(zip(module.state_dict(), parts, strict=True)))
+    return module
+
+
+@pytest.mark.parametrize("disturbed", [False, True])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_perceptron_takes_the_path_of_pytorchs_module(rule: Rule, disturbed: bool) -> None:
+    """With noise, it is that of the step in both gradients of SAM, and in no measurement."""
+    support_TWSD, start_TP = noise(TASKS, WAY, SHOT, DIM, seed=3), noise(TASKS, learner("mlp").size, seed=9)
+    noise_at = noises(range(5, 5 + TASKS), (WAY, SHOT, DIM), std=0.3, seed=4) if disturbed else None
+    of = OnSupport(learner("mlp"), support_TWSD, noise_at)
+    weights_TKP, loss_TK, _ = follow(of, start_TP, rule=rule, kept=KEPT)
+    target_N = torch.arange(WAY).repeat_interleave(SHOT)
+    for task in range(TASKS):
+        module = module_of(start_TP[task])
+        optimizer = optimizer_of(rule, [*module.parameters()])
+        for step in range(1, KEPT[-1] + 1):
+            seen_WSD = support_TWSD[task] + (noise_at(step)[task] if noise_at else 0)
+            step_alone(optimizer, rule, lambda: cross_entropy(module(seen_WSD.flatten(0, 1)), target_N))  # noqa: B023 - called now
+        enter_HD, shift_H, leave_WH, shift_W = (weight.detach() for weight in module.parameters())
+        end_P = torch.cat([enter_HD.flatten(), shift_H, leave_WH.T.flatten(), shift_W])
+        torch.testing.assert_close(weights_TKP[task, -1], end_P, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(loss_TK[task, -1], cross_entropy(module(support_TWSD[task].flatten(0, 1)), target_N).detach())
+
+
+def test_noise_is_a_function_of_seed_task_and_step_and_has_its_deviation() -> None:
+    shape = (3, 20, 50)
+    whole, part = (noises(numbers, shape, std=0.3, seed=1) for numbers in (range(8), range(5, 7)))
+    assert torch.equal(whole(4)[5:7], part(4))
+    assert float(whole(4).std()) == pytest.approx(0.3, rel=0.02)
+    other = noises(range(8), shape, std=0.3, seed=2)
+    drawn = [whole(4)[0], whole(4)[1], whole(5)[0], other(4)[0]]
+    correlation = torch.corrcoef(torch.stack([one.flatten() for one in drawn])) - torch.eye(4)
+    assert float(correlation.abs().max()) < 0.1
+
+
 @pytest.mark.parametrize(
     ("steps", "keep", "kept"), [(100, 5, (0, 25, 50, 75, 100)), (3, 4, (0, 1, 2, 3)), (10, 4, (0, 3, 6, 10)), (7, 2, (0, 7))]
 )
@@ -68,15 +140,19 @@ def test_kept_steps_are_equidistant_from_start_to_end(steps: int, keep: int, kep
 
 
 def test_a_start_is_a_function_of_seed_and_number_and_has_its_spread() -> None:
-    many = starts(range(40), size=500, std=0.3, seed=1)
-    assert torch.equal(starts(range(7, 9), size=500, std=0.3, seed=1), many[7:9])
-    assert not torch.equal(starts(range(40), size=500, std=0.3, seed=2), many)
+    wide = Learner("cosine", 5, 100, scale=10.0)
+    many = starts(range(40), wide, std=0.3, seed=1)
+    assert torch.equal(starts(range(7, 9), wide, std=0.3, seed=1), many[7:9])
+    assert not torch.equal(starts(range(40), wide, std=0.3, seed=2), many)
     assert float(many.std()) == pytest.approx(0.3, rel=0.02)
     assert float(many.mean()) == pytest.approx(0, abs=0.01)
 
 
 SECTION = {"learner": "cosine", "scale": 10.0, "way": 3, "shot": 2, "sees": "classes", "optimizer": "sgd", "lr": 1.0}
 SECTION |= {"momentum": 0.9, "sam": 0.0, "steps": 20, "keep": 3, "init_std": 0.1}
+SECTION |= {"weight_decay": 0.0, "noise": 0.0, "hidden": 16}
+MLP = {"learner": "mlp", "sees": "support", "init_std": 1.0, "noise": 0.2, "weight_decay": 0.01}
+MLP |= {"optimizer": "adam", "lr": 0.05}
 
 
 def block(numbers: range, **changes: object) -> tuple[Trajectories, Episodes]:
@@ -101,20 +177,28 @@ def test_a_block_holds_its_tasks_and_they_learn(sees: str) -> None:
     assert (found.loss_TK[:, -1] < found.loss_TK[:, 0] / 3).all()
 
 
-@pytest.mark.parametrize("sees", ["support", "classes"])
-def test_a_task_is_the_same_in_whichever_block(sees: str) -> None:
+def test_a_block_of_perceptrons_learns_through_noise() -> None:
+    found, _ = block(range(4, 10), **MLP)
+    assert found.weights_TKP.shape == (6, 3, Perceptron("mlp", 3, 16, 16).size)
+    assert (found.accuracy_TK[:, -1] > 0.9).all()
+    assert (found.loss_TK[:, -1] < found.loss_TK[:, 0] / 2).all()
+
+
+@pytest.mark.parametrize("changes", [{"sees": "support"}, {"sees": "classes"}, MLP], ids=["support", "classes", "mlp"])
+def test_a_task_is_the_same_in_whichever_block(changes: dict[str, object]) -> None:
     """But for the rounding of products of other sizes."""
-    whole, part = block(range(10), sees=sees)[0], block(range(4, 10), sees=sees)[0]
+    whole, part = block(range(10), **changes)[0], block(range(4, 10), **changes)[0]
     assert (whole.support_TWS[4:] == part.support_TWS).all()
     np.testing.assert_array_equal(whole.weights_TKP[4:, 0], part.weights_TKP[:, 0])
     np.testing.assert_allclose(whole.weights_TKP[4:], part.weights_TKP, rtol=1e-3, atol=1e-5)
 
 
-def test_the_same_block_again_is_the_same_bytes_whatever_the_global_generator() -> None:
-    first = block(range(6))[0]
+@pytest.mark.parametrize("changes", [{}, MLP], ids=["cosine", "mlp"])
+def test_the_same_block_again_is_the_same_bytes_whatever_the_global_generator(changes: dict[str, object]) -> None:
+    first = block(range(6), **changes)[0]
     torch.manual_seed(1)
     np.random.seed(1)
-    for name, values in vars(block(range(6))[0]).items():
+    for name, values in vars(block(range(6), **changes)[0]).items():
         assert values.tobytes() == vars(first)[name].tobytes()
 
 

@@ -11,7 +11,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metadiff.errors import CorruptArtifactError
+from metadiff.errors import CorruptArtifactError, DataError
 from metadiff.trajectory import Trajectories
 from metadiff.trajectory_store import TrajectoryStore, open_trajectories, regrouped, write_trajectories
 
@@ -145,8 +145,8 @@ def test_an_edited_attribute_a_missing_entry_and_another_format_are_refused(tmp_
     edit_attributes(write(tmp_path / "a.zarr"), '"seed": 7', '"seed": 8')
     with pytest.raises(CorruptArtifactError, match=r"a\.zarr: zarr\.json: its attributes were changed"):
         open_trajectories(tmp_path / "a.zarr")
-    edit_attributes(write(tmp_path / "b.zarr"), '"format": 2', '"format": 3')
-    with pytest.raises(CorruptArtifactError, match="format 3; this version reads metadiff trajectories, format 2"):
+    edit_attributes(write(tmp_path / "b.zarr"), '"format": 3', '"format": 4')
+    with pytest.raises(CorruptArtifactError, match="format 4; this version reads metadiff trajectories, format 3"):
         open_trajectories(tmp_path / "b.zarr")
     store = open_trajectories(write(tmp_path / "c.zarr"))
     del store.attributes["files"]["loss/c/0/0"]
@@ -165,6 +165,34 @@ def test_where_paths_end_is_read_without_the_way_there(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.end_points(), content().weights_TKP[:, -1])
     with pytest.raises(CorruptArtifactError):
         store.weights(1)
+
+
+def test_paths_of_equal_segments_are_read_without_the_steps_between(tmp_path: Path) -> None:
+    whole, rng = content(), np.random.default_rng(1)
+    whole = Trajectories(**vars(whole) | {"weights_TKP": rng.normal(size=(COUNT, 7, SIZE)).astype(np.float32)})
+    steps, path = (0, 4, 8, 12, 16, 20, 24), tmp_path / "a.zarr"
+    write_trajectories(path, [whole], count=COUNT, block=BLOCK, steps=steps, about=ABOUT)
+    store = open_trajectories(path)
+    for segments, kept in {1: [0, 6], 2: [0, 3, 6], 3: [0, 2, 4, 6], 6: [*range(7)]}.items():
+        np.testing.assert_array_equal(store.paths(2, segments), whole.weights_TKP[16:, kept])
+    file = path / "weights/c/1/0/0"
+    damaged = bytearray(file.read_bytes())
+    for step in (1, 3, 5):
+        damaged[step * (BLOCK * SIZE * 4 + 4)] ^= 1
+    file.write_bytes(damaged)
+    np.testing.assert_array_equal(store.paths(1, 3), whole.weights_TKP[8:16, ::2])
+    with pytest.raises(CorruptArtifactError):
+        store.paths(1, 2)
+
+
+@pytest.mark.parametrize("segments", [0, 3, 4])
+def test_segments_that_kept_steps_do_not_have_are_refused_with_what_to_keep(tmp_path: Path, segments: int) -> None:
+    store = open_trajectories(write(tmp_path / "a.zarr"))
+    assert store.paths(0, 2).shape == (8, 3, SIZE)
+    with pytest.raises(
+        DataError, match=rf"3 kept steps cannot be cut into {segments} equal segments; collect\.keep must be 1 more"
+    ):
+        store.paths(0, segments)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"zarr_format": 3, "node_type": "group", "attributes": {}}'])

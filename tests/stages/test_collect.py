@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ruamel.yaml import YAML
 
-from metadiff.artifact import seal, verify
+from metadiff.artifact import file_sha256, seal, verify
+from metadiff.inputs import load_inputs, moved
+from metadiff.learner import Perceptron, build_learner
 from metadiff.rows import Rows
 from metadiff.store import read_features, read_rows, write_features
 from metadiff.trajectory_store import TrajectoryStore, open_trajectories
@@ -23,6 +26,8 @@ from stages.runner import Exit, _guarded
 
 CLASSES, IMAGES, DIM = 9, 12, 16
 TINY = {"tasks": 20, "block": 8, "way": 3, "shot": 2, "steps": 12, "keep": 4, "lr": 0.05}
+MLP = {"learner": "mlp", "hidden": 8, "dim": 6, "spread": 0.5, "sees": "support", "shot": 4, "init_std": 1.0, "noise": 0.2}
+MLP |= {"weight_decay": 0.01, "steps": 60}
 
 
 def generated_features(path: Path) -> None:
@@ -98,6 +103,50 @@ def test_end_points_classify_the_images_that_they_were_trained_for(checkout: Pat
     )
     right = scores_NWSV.argmax(-1) == np.arange(3)[:, None]
     assert right.mean() > 0.95
+
+
+def test_perceptrons_classify_new_images_of_their_classes_as_the_file_of_inputs_shows_them(checkout: Path) -> None:
+    """Read by numpy alone from what lies beside them: the map of features, and the parts of the vector."""
+    set_collect(**MLP)
+    assert _guarded(STAGE) is Exit.OK
+    store, rows = published(), read_rows(checkout / "data/backbone/features.h5")
+    about = store.attributes["inputs"]
+    assert about["sha256"] == file_sha256(Path("data/trajectories") / about["file"])
+    assert (about["dim"], about["spread"]) == (6, 0.5)
+    assert build_learner(store.attributes["learner"]) == Perceptron("mlp", 3, 6, 8)
+    features_ND = torch.from_numpy(read_features(checkout / "data/backbone/features.h5"))
+    inputs = load_inputs(Path("data/trajectories") / about["file"])
+    seen_NE = inputs.of(moved(features_ND, rows, about["spread"])).numpy()
+    base = np.isin(rows.label, rows.label[rows.split == 0])
+    np.testing.assert_allclose(seen_NE[base].mean(0), 0, atol=1e-4)
+    named = {part["name"]: part for part in store.attributes["layout"]}
+    assert [*named] == ["enter.weight", "enter.bias", "leave.weight", "leave.bias"]
+    ends, right = store.end_points(), []
+    for number, (vector, classes) in enumerate(zip(ends, store.classes, strict=True)):
+        enter, shift, leave, last = (vector[p["offset"] :][: np.prod(p["shape"])].reshape(p["shape"]) for p in named.values())
+        scores_NW = np.maximum(seen_NE @ enter.T + shift, 0) @ leave + last
+        support_WS, mine = store.support[number], np.isin(rows.label, classes)
+        shown_WSW = torch.from_numpy(scores_NW[support_WS]).log_softmax(-1).numpy()
+        assert store.loss[number, -1] == pytest.approx(-np.einsum("wsw->ws", shown_WSW).mean(), rel=1e-3, abs=1e-5)
+        right.append((classes[scores_NW[mine].argmax(1)] == rows.label[mine]).mean())
+    assert np.mean(right) > 0.9
+    weights_TKP = store.paths(0, 3)
+    assert np.isfinite(weights_TKP).all()
+    assert (weights_TKP[:, 0, named["enter.bias"]["offset"] :][:, :8] == 0).all()
+
+
+def test_a_run_without_a_map_of_features_says_so(checkout: Path) -> None:
+    assert _guarded(STAGE) is Exit.OK
+    about = published().attributes["inputs"]
+    assert (about["dim"], about["spread"]) == (0, 1.0)
+    features_ND = torch.from_numpy(read_features(checkout / "data/backbone/features.h5"))
+    assert load_inputs(Path("data/trajectories") / about["file"]).of(features_ND) is features_ND
+
+
+def test_more_directions_than_features_is_said(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_collect(dim=17)
+    assert _guarded(STAGE) is Exit.DATA
+    assert "images have 16 features, which have no 17 directions: lower collect.dim" in capsys.readouterr().err
 
 
 @pytest.mark.slow

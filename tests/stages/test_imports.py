@@ -181,6 +181,7 @@ def test_the_closure_follows_packages_modules_and_names(tmp_path: Path) -> None:
     assert found == every
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_closure_is_what_really_gets_imported(stage: str) -> None:
     """Every project module that a fresh interpreter has loaded after importing the stage is in the closure."""

@@ -1,0 +1,77 @@
+"""Reptile on the base learner itself (Nichol et al. 2018): one start for all tasks, from which few steps on a support go far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from metadiff.conditioning import BaseTasks
+from metadiff.consistency import Watch
+from metadiff.denoiser import Condition
+from metadiff.diffusion import Noise
+from metadiff.learner import BaseLearner, build_learner
+from metadiff.objectives import OnSupport
+from metadiff.rng import numpy_stream
+from metadiff.trajectory import Rule, follow
+
+
+class Weights(nn.Module):
+    """One vector of weights."""
+
+    def __init__(self, theta_P: Tensor) -> None:
+        super().__init__()
+        self.theta_P = nn.Parameter(theta_P)
+
+
+class Start:
+    """A start as a generator: the same weights for every task."""
+
+    def __init__(self, learner: BaseLearner, theta_P: Tensor) -> None:
+        self.learner = learner
+        self._net = Weights(theta_P)
+
+    @property
+    def net(self) -> Weights:
+        return self._net
+
+    def sample(self, condition: Condition, noise: Noise, *, watch: Watch | None = None) -> Tensor:
+        return self._net.theta_P.detach().expand(len(condition.mean_BWD), -1)
+
+
+@dataclass(frozen=True)
+class Tour:
+    """What a copy does with its task: as many steps of Adam on its support."""
+
+    steps: int
+    lr: float
+
+    def slope(self, method: Start, support_BWSE: Tensor, generator: Generator) -> Tensor:
+        """The loss after the tour; the gradient holds what a rate of 1 takes away to end where the copies do on average."""
+        theta_P = method.net.theta_P
+        start_BP = theta_P.detach().expand(len(support_BWSE), -1)
+        end_BP = self.end(method.learner, start_BP, support_BWSE)
+        theta_P.grad = theta_P.detach() - end_BP.mean(0)
+        return OnSupport(method.learner, support_BWSE).measure(end_BP)[0].mean()
+
+    def end(self, learner: BaseLearner, start_BP: Tensor, support_BWSE: Tensor) -> Tensor:
+        rule = Rule("adam", self.lr, 0.9, 0.0, 0.0)
+        return follow(OnSupport(learner, support_BWSE), start_BP, rule=rule, kept=(0, self.steps))[0][:, -1]
+
+
+def start_tasks(images: BaseTasks, *, tasks: int, way: int, shots: Sequence[int]) -> Callable[[Generator], Tensor]:
+    """Supports (B, W, S, E) of random base classes, by a stream; one number of shots a batch."""
+
+    def draw(generator: Generator) -> Tensor:
+        shot = shots[int(torch.randint(len(shots), (), generator=generator))]
+        return images.support(images.classes(generator, tasks=tasks, way=way), shot, generator)
+
+    return draw
+
+
+def build_start(facts: Mapping[str, Any], *, device: str = "cpu") -> Start:
+    learner = build_learner(facts["learner"])
+    return Start(learner, learner.start(numpy_stream(facts["seed"], "reptile", "start"), facts["start_std"]).to(device))

@@ -1,0 +1,118 @@
+"""What a base learner sees of an image: its features, or their leading directions, whitened by what is known of base classes.
+
+Shapes: N images, D features, E directions, C base classes, M images of a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metadiff.checkpoint import load_checkpoint, save_checkpoint
+from metadiff.errors import CorruptArtifactError, DataError
+from metadiff.rows import Rows
+
+KIND = "inputs"
+LEAST = 1e-3  # of the largest variance within classes: in a direction with less they are taken to vary as much
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A linear map of features, or none: then they are seen as they are."""
+
+    mean_D: Tensor | None = None
+    basis_DE: Tensor | None = None
+
+    def to(self, device: str) -> Inputs:
+        return Inputs(*(value if value is None else value.to(device) for value in (self.mean_D, self.basis_DE)))
+
+    def of(self, features: Tensor) -> Tensor:
+        """(..., E) of features (..., D)."""
+        if self.mean_D is None or self.basis_DE is None:
+            return features
+        return (features - self.mean_D) @ self.basis_DE
+
+
+def whitened(features_ND: Tensor, data: Rows, dim: int) -> Inputs:
+    """The ``dim`` principal directions of the base images, scaled so that base classes vary within as a unit Gaussian does.
+
+    The scaling turns nothing (ZCA), and of each direction the largest entry is positive, so the map is the same whatever signs an
+    eigensolver gives.
+    """
+    if dim > features_ND.shape[1]:
+        raise DataError(f"images have {features_ND.shape[1]} features, which have no {dim} directions: lower collect.dim")
+    x_ND = features_ND[torch.from_numpy(data.of("train"))].double()
+    if not x_ND.isfinite().all():
+        raise DataError("train: features that are no finite numbers have no principal directions: write collect.dim 0")
+    directions_DE = _leading(torch.cov(x_ND.T), dim)
+    spread_E, turn_EE = torch.linalg.eigh(directions_DE.T @ within_classes(features_ND, data) @ directions_DE)
+    if spread_E[-1] <= 0:
+        raise DataError("train: all images of a class have the same features, so there is no scale: write collect.dim 0")
+    scale_E = spread_E.clamp_min(LEAST * spread_E[-1]).rsqrt()
+    return Inputs(x_ND.mean(0).float(), (directions_DE @ (turn_EE * scale_E) @ turn_EE.T).float())
+
+
+def within_classes(features_ND: Tensor, data: Rows) -> Tensor:
+    """(D, D): the covariance of base images about the mean of their class, pooled over classes; float64."""
+    members = base_classes(data)
+    apart_ND = torch.cat([features_ND[rows].double() - features_ND[rows].double().mean(0) for rows in members])
+    return apart_ND.T @ apart_ND / (len(apart_ND) - len(members))
+
+
+def moved(features_ND: Tensor, data: Rows, spread: float) -> Tensor:
+    """Features with base classes moved towards the mean of their means, each as a whole, to ``spread`` times their distance.
+
+    The backbone has set the classes it was trained on further apart than it will set new ones.
+    """
+    if spread == 1:
+        return features_ND
+    members = base_classes(data)
+    found_ND = features_ND.clone()
+    for rows_M, move_D in zip(members, moves(class_means(features_ND, members), spread), strict=True):
+        found_ND[rows_M] += move_D.float()
+    return found_ND
+
+
+def base_classes(data: Rows) -> list[Tensor]:
+    """The rows of each base class, in the order of their labels."""
+    rows, labels = data.of("train"), data.label[data.of("train")]
+    return [torch.from_numpy(rows[labels == label]) for label in np.unique(labels)]
+
+
+def class_means(features_ND: Tensor, members: Sequence[Tensor]) -> Tensor:
+    """(C, D) in float64."""
+    return torch.stack([features_ND[rows].double().mean(0) for rows in members])
+
+
+def moves(means_CD: Tensor, spread: float) -> Tensor:
+    """By how much each class has to be moved."""
+    return (spread - 1) * (means_CD - means_CD.mean(0))
+
+
+def save_inputs(path: Path, inputs: Inputs, facts: Mapping[str, Any]) -> None:
+    tensors = {name: value for name, value in vars(inputs).items() if value is not None}
+    save_checkpoint(path, tensors, {"kind": KIND, **facts})
+
+
+def load_inputs(path: Path) -> Inputs:
+    """Refuses what is no map of features."""
+    tensors, facts = load_checkpoint(path)
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    mean, basis = shapes.get("mean_D", ()), shapes.get("basis_DE", ())
+    whole = shapes.keys() == {"mean_D", "basis_DE"} and len(basis) == 2 and mean == basis[:1]
+    if facts.get("kind") != KIND or not (whole or not shapes):
+        raise CorruptArtifactError(f"{path}: does not say what a base learner sees of features; make it again: dvc repro collect")
+    return Inputs(**tensors)
+
+
+def _leading(covariance_DD: Tensor, dim: int) -> Tensor:
+    """(D, E): the eigenvectors of the largest eigenvalues, the largest first."""
+    vectors_DE: Tensor = torch.linalg.eigh(covariance_DD).eigenvectors.flip(1)[:, :dim]
+    largest_1E = vectors_DE.gather(0, vectors_DE.abs().argmax(0, keepdim=True))
+    return vectors_DE * largest_1E.sign()

@@ -1,0 +1,62 @@
+"""The cheapest pairing of two sets of equally many things, for many pairs of sets at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def least_cost(cost_BHH: Tensor) -> Tensor:
+    """(B,): the least sum of costs over all pairings of rows with columns.
+
+    Exact: the Hungarian method. Each row in turn gets a column along a cheapest path of changes of those before it
+    (Jonker and Volgenant, 1987), in every matrix of the batch at the same time.
+    """
+    size = cost_BHH.shape[-1]
+    pairs = _Pairs(cost_BHH)
+    for row in range(size):
+        pairs.add(row)
+    return cost_BHH.gather(1, pairs.row_BJ[:, None, :size]).sum((1, 2))
+
+
+class _Pairs:
+    """Which row each column has (-1: none yet), and the prices of both. The last column is none of the matrix: the row that is
+    being added stands there."""
+
+    def __init__(self, cost_BHH: Tensor) -> None:
+        batch, size = cost_BHH.shape[:2]
+        self.cost_BHJ = torch.cat([cost_BHH, cost_BHH.new_full((batch, size, 1), torch.inf)], dim=2)
+        self.row_BJ = torch.full((batch, size + 1), -1, device=cost_BHH.device)
+        self.price_BH, self.price_BJ = cost_BHH.new_zeros(batch, size), cost_BHH.new_zeros(batch, size + 1)
+
+    def add(self, row: int) -> None:
+        self.row_BJ[:, -1] = row
+        column_B1 = torch.full_like(self.row_BJ[:, :1], self.row_BJ.shape[1] - 1)
+        slack_BJ, before_BJ = torch.full_like(self.price_BJ, torch.inf), torch.zeros_like(self.row_BJ)
+        seen_BJ = torch.zeros_like(self.row_BJ, dtype=torch.bool)
+        while (taken_B1 := self.row_BJ.gather(1, column_B1) >= 0).any():
+            seen_BJ.scatter_(1, column_B1, seen_BJ.gather(1, column_B1) | taken_B1)
+            reduced_BJ = self._reduced(column_B1)
+            better_BJ = (reduced_BJ < slack_BJ) & taken_B1 & ~seen_BJ
+            slack_BJ, before_BJ = slack_BJ.where(~better_BJ, reduced_BJ), before_BJ.where(~better_BJ, column_B1)
+            least_B1, next_B1 = slack_BJ.masked_fill(seen_BJ, torch.inf).min(1, keepdim=True)
+            least_B1 = least_B1.where(taken_B1, 0)
+            self.price_BH.scatter_add_(1, self.row_BJ.clamp_min(0), least_B1 * seen_BJ)
+            self.price_BJ -= least_B1 * seen_BJ
+            slack_BJ = slack_BJ.where(seen_BJ, slack_BJ - least_B1)
+            column_B1 = next_B1.where(taken_B1, column_B1)
+        self._shift(column_B1, before_BJ)
+
+    def _reduced(self, column_B1: Tensor) -> Tensor:
+        """What a column costs above the prices, for the row that has the given column."""
+        row_B1 = self.row_BJ.gather(1, column_B1).clamp_min(0)
+        cost_BJ = self.cost_BHJ.gather(1, row_B1[..., None].expand(-1, -1, self.cost_BHJ.shape[2]))[:, 0]
+        return cost_BJ - self.price_BH.gather(1, row_B1) - self.price_BJ
+
+    def _shift(self, column_B1: Tensor, before_BJ: Tensor) -> None:
+        """Along the path that ends in a free column, each column gets the row of the one before."""
+        last = self.row_BJ.shape[1] - 1
+        while (column_B1 != last).any():
+            before_B1 = before_BJ.gather(1, column_B1).where(column_B1 != last, last)
+            self.row_BJ.scatter_(1, column_B1, self.row_BJ.gather(1, before_B1))
+            column_B1 = before_B1

@@ -1,0 +1,79 @@
+"""The tasks that whole weights are learnt from: the kept weights along a path, and a support of the path's classes.
+
+Shapes: N paths, K segments, P weights, B tasks, W ways, S shots, E inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from metadiff.baselines.gaussian import Posterior
+from metadiff.conditioning import BaseTasks, condition_on
+from metadiff.denoiser import Condition
+from metadiff.errors import DataError
+from metadiff.learner import BaseLearner
+
+
+@dataclass(frozen=True)
+class WeightScale:
+    """Weights are generated with deviation 1: a factor for each part, and a shift where the start of all paths is not 0."""
+
+    shift_P: Tensor
+    deviation_P: Tensor
+
+    @classmethod
+    def of(cls, learner: BaseLearner, end_NP: Tensor, shift_P: Tensor | None = None) -> WeightScale:
+        """By the ends of paths, so that a path's own growth stays in its weights."""
+        shift_P = torch.zeros_like(end_NP[0]) if shift_P is None else shift_P
+        apart_NP, deviation_P = end_NP.double() - shift_P.double(), torch.empty_like(end_NP[0])
+        for part in learner.layout():
+            where = slice(part.offset, part.offset + part.size)
+            deviation_P[where] = apart_NP[:, where].square().mean().sqrt().clamp_min(1e-8).float()
+        return cls(shift_P, deviation_P)
+
+    @property
+    def base_P(self) -> Tensor:
+        """The shift in the units of standardised weights."""
+        return self.shift_P / self.deviation_P
+
+    def standardise(self, theta: Tensor) -> Tensor:
+        return (theta - self.shift_P) / self.deviation_P
+
+    def restore(self, theta: Tensor) -> Tensor:
+        return theta * self.deviation_P + self.shift_P
+
+
+@dataclass(frozen=True)
+class PathBatch:
+    """Standardised weights at the end of each segment, and what is known of the task."""
+
+    path_BKP: Tensor
+    condition: Condition
+
+
+class PathTasks:
+    """Batches of paths, a function of the generator; a support is any images of a path's classes, whatever the path has seen."""
+
+    def __init__(
+        self, images: BaseTasks, path_NKP: Tensor, classes_NW: Tensor, scale: WeightScale, posterior: Posterior | None = None
+    ) -> None:
+        self.images, self.scale, self.posterior = images, scale, posterior
+        self.path_NKP = scale.standardise(path_NKP)
+        self.classes_NW = images.numbers_of(classes_NW)
+
+    def draw(self, generator: Generator, *, tasks: int, shots: Sequence[int]) -> PathBatch:
+        chosen_B = torch.randint(len(self.path_NKP), (tasks,), generator=generator)
+        shot = shots[int(torch.randint(len(shots), (), generator=generator))]
+        if shot > int(self.images.counts_C.min()):
+            raise DataError(f"train: {shot} shots, a class has {int(self.images.counts_C.min())} images: lower mcdi.shots")
+        support_BWSE = self.images.support(self.classes_NW[chosen_B], shot, generator)
+        return PathBatch(self.path_NKP[chosen_B.to(self.path_NKP.device)], seen_of(support_BWSE, self.posterior))
+
+
+def seen_of(support_EWSD: Tensor, posterior: Posterior | None = None) -> Condition:
+    """What a generator of whole weights is told of tasks: class means in the units of the inputs, and the number of shots."""
+    return condition_on(support_EWSD, None, posterior)

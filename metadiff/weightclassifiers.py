@@ -1,0 +1,90 @@
+"""The classifiers of `evaluate` that are whole weights of a base learner, generated or fine-tuned on the support.
+
+Shapes: G draws, E episodes, W ways, S shots, N images, D features, P weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from metadiff.baselines.finetune import finetune
+from metadiff.candidates import Candidate, OfWeights
+from metadiff.diffusion import gaussian_noise
+from metadiff.errors import ParamsError
+from metadiff.evaluation import WeightsOf
+from metadiff.methods.mcdi import WEIGHT_MODELS
+from metadiff.rng import numpy_stream, torch_stream
+from metadiff.weightgenerator import WeightGenerator
+
+if TYPE_CHECKING:
+    from metadiff.params import Evaluate
+
+WITHOUT_NOISE = ("weights-regression", "reptile")
+FINETUNED = ("finetune-reptile", "finetune-random")
+WeightGenerators = Mapping[str, WeightGenerator]  # by model
+
+
+def of_weights(name: str) -> bool:
+    """Whether a classifier of metrics.json is one of these."""
+    return name.removesuffix("-mean") in (*WEIGHT_MODELS, *FINETUNED)
+
+
+def weight_classifiers(section: Evaluate, weights: WeightGenerators) -> Iterator[tuple[str, dict[str, Candidate]]]:
+    """The name in metrics.json, and candidates by what sets them apart."""
+    for model, generator in weights.items():
+        if generator.learner.way != section.way:
+            ways = generator.learner.way
+            raise ParamsError(f"evaluate.way: must be collect.way {ways}, for which {model} generates weights, got {section.way}")
+        one_draw = drawn_weights(generator, section)
+        if model == "reptile":
+            yield model, finetuned(generator, section, one_draw, steps=(section.finetune_few,))
+            yield f"finetune-{model}", finetuned(generator, section, one_draw, steps=section.finetune_steps)
+        else:
+            yield model, {"": OfWeights(one_draw, generator.logits)}
+        if model not in WITHOUT_NOISE and section.draws > 1:
+            several = drawn_weights(generator, section, draws=section.draws)
+            yield f"{model}-mean", {"": OfWeights(several, generator.logits)}
+    for generator in [*weights.values()][:1]:  # all have the same base learner
+        yield "finetune-random", finetuned(generator, section, random_starts(generator, section), steps=section.finetune_steps)
+
+
+def drawn_weights(generator: WeightGenerator, section: Evaluate, *, draws: int = 1) -> WeightsOf:
+    """Noise is a function of the draw and the batch alone, as for class rows."""
+
+    def weights(support_EWSD: Tensor, batch: int) -> Tensor:
+        noises = [gaussian_noise(torch_stream(section.seed, "draw", draw, batch)) for draw in range(draws)]
+        return torch.stack([generator.weights(support_EWSD, noise) for noise in noises])
+
+    return weights
+
+
+def random_starts(generator: WeightGenerator, section: Evaluate) -> WeightsOf:
+    """One draw of the weights that training trajectories begin with, a stream a task."""
+
+    def starts(support_EWSD: Tensor, batch: int) -> Tensor:
+        streams = (numpy_stream(section.seed, "finetune", batch, number) for number in range(len(support_EWSD)))
+        start_EP = torch.stack([generator.learner.start(stream, generator.start_std) for stream in streams])
+        return start_EP[None].to(support_EWSD.device)
+
+    return starts
+
+
+def finetuned(
+    generator: WeightGenerator, section: Evaluate, starts_of: WeightsOf, *, steps: tuple[int, ...]
+) -> dict[str, Candidate]:
+    """From one draw of starts, in every way that validation may prefer."""
+
+    def weights_of(lr: float, count: int) -> WeightsOf:
+        def weights(support_EWSD: Tensor, batch: int) -> Tensor:
+            (start_EP,) = starts_of(support_EWSD, batch)
+            return finetune(generator.learner, generator.inputs, support_EWSD, start_EP, lr=lr, steps=count)[None]
+
+        return weights
+
+    hows = product(section.finetune_lrs, steps)
+    return {f"lr {lr:g}, {count} steps": OfWeights(weights_of(lr, count), generator.logits) for lr, count in hows}

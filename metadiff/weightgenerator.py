@@ -1,0 +1,66 @@
+"""A trained generator of whole weights with its scales: what lies on disk, and what makes classifiers for new tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from metadiff.baselines.gaussian import Posterior
+from metadiff.baselines.start import Start, build_start
+from metadiff.consistency import Watch
+from metadiff.diffusion import Noise
+from metadiff.generator import POSTERIOR, Kind, trained_weights
+from metadiff.inputs import Inputs
+from metadiff.learner import BaseLearner
+from metadiff.methods.mcdi import McDi, build_weights
+from metadiff.paths import WeightScale, seen_of
+
+
+@dataclass(frozen=True)
+class WeightGenerator:
+    method: McDi | Start
+    inputs: Inputs
+    scale: WeightScale
+    start_std: float  # of the Gaussian weights that paths began with
+    posterior: Posterior | None = None
+
+    @property
+    def learner(self) -> BaseLearner:
+        return self.method.learner
+
+    def weights(self, support_EWSD: Tensor, noise: Noise, *, watch: Watch | None = None) -> Tensor:
+        """(E, P) for tasks with these features of their supports; ``watch`` sees the states of a chain, standardised."""
+        seen = seen_of(self.inputs.of(support_EWSD), self.posterior)
+        return self.scale.restore(self.method.sample(seen, noise, watch=watch))
+
+    def logits(self, theta_EP: Tensor, features_END: Tensor) -> Tensor:
+        return self.learner.logits(theta_EP, self.inputs.of(features_END))
+
+
+def dump_weights(best: Mapping[str, Mapping[str, Tensor]], made: WeightGenerator) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: both kinds of trained weights, and what stands about them."""
+    tensors = {f"{kind}/{name}": value for kind, weights in best.items() for name, value in weights.items()}
+    tensors |= {f"scale/{name}": value for name, value in vars(made.scale).items()}
+    tensors |= {f"inputs/{name}": value for name, value in vars(made.inputs).items() if value is not None}
+    if made.posterior:
+        tensors |= {f"posterior/{name}": getattr(made.posterior, name) for name in POSTERIOR}
+    return tensors
+
+
+def undump_weights(
+    tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, kind: Kind = "average", device: str = "cpu"
+) -> WeightGenerator:
+    """The generator with one kind of its weights; refuses those of another network."""
+
+    def group(name: str) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{name}/"): value.to(device) for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+    scale, posterior = WeightScale(**group("scale")), Posterior(**group("posterior")) if group("posterior") else None
+    method = build_start(facts, device=device) if facts["model"] == "reptile" else build_weights(facts, scale, device=device)
+    method.net.load_state_dict(
+        trained_weights(tensors, method.net, kind, f"{facts['model']} of {facts['learner']['kind']} heads")
+    )
+    return WeightGenerator(method, Inputs(**group("inputs")), scale, facts["start_std"], posterior)

@@ -1,0 +1,152 @@
+"""What `metatrain` trains to generate whole weights: the models of `mcdi.models`, each with its tasks and its judgement.
+
+Shapes: N paths, K segments, P weights, W ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metadiff.baselines.gaussian import GaussianPosterior, Posterior
+from metadiff.baselines.start import Start, Tour, build_start, start_tasks
+from metadiff.conditioning import BaseTasks
+from metadiff.diffusion import gaussian_noise
+from metadiff.episodes import draw_episodes
+from metadiff.evaluation import targets
+from metadiff.inputs import Inputs, moved
+from metadiff.learner import BaseLearner, build_learner
+from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, backward, pace_of
+from metadiff.methods.mcdi import McDi, build_weights, weight_facts
+from metadiff.objectives import OnSupport
+from metadiff.paths import PathTasks, WeightScale
+from metadiff.reptile import Reptile
+from metadiff.rng import torch_stream
+from metadiff.rows import Rows
+from metadiff.trajectory import Rule, follow, kept_steps
+from metadiff.trajectory_store import TrajectoryStore
+from metadiff.weightgenerator import WeightGenerator, dump_weights
+
+if TYPE_CHECKING:
+    from metadiff.params import McDi as Section
+
+
+@dataclass(frozen=True)
+class WeightModels:
+    """The parameters, the features as the backbone gave them, and the paths with what their learner saw of an image."""
+
+    section: Section
+    features_ND: Tensor
+    data: Rows
+    store: TrajectoryStore
+    inputs: Inputs
+    seed: int
+
+    def pace(self, model: str) -> Pace:
+        section = self.section
+        if model == "reptile":
+            steps, every = section.start_tours, section.val_every
+            return Pace(
+                steps, section.start_rate, weight_decay=0.0, ema=0.0, val_every=every, optimizer="sgd", rate="mcdi.start_rate"
+            )
+        decay = section.weight_decay if section.optimizer == "adam" else 0.0  # of SGD it would be coupled to the rate alone
+        return replace(pace_of(section), rate="mcdi.lr", weight_decay=decay)
+
+    def subject(self, model: str, start_P: Tensor | None = None) -> Subject:
+        """``start_P`` are the weights that `ocd` generates a difference to: what `reptile` has learnt."""
+        facts = weight_facts(self.section, model, learner=self.store.attributes["learner"], seed=self.seed)
+        facts |= {"start_std": self.store.attributes["params"]["init_std"]}
+        if model == "reptile":
+            blank_P = torch.zeros(self.learner.size, device=self.features_ND.device)
+            return self._start(facts, WeightScale(blank_P, blank_P + 1))
+        path_NKP = self.path_NKP if start_P is None else self.paths_from(start_P)
+        return self._generator(facts, path_NKP, WeightScale.of(self.learner, path_NKP[:, -1], start_P))
+
+    def _start(self, facts: dict[str, Any], scale: WeightScale) -> Subject:
+        section, method = self.section, build_start(facts, device=str(self.features_ND.device))
+        draw = start_tasks(self.images, tasks=section.batch, way=self.learner.way, shots=section.shots)
+        return self._subject(method, facts, scale, draw, Tour(section.start_steps, section.start_lr).slope)
+
+    def _generator(self, facts: dict[str, Any], path_NKP: Tensor, scale: WeightScale) -> Subject:
+        section, method = self.section, build_weights(facts, scale, device=str(self.features_ND.device))
+        tasks = PathTasks(self.images, path_NKP, torch.from_numpy(self.store.classes), scale, self.posterior)
+        reptile = Reptile(section.inner, section.inner_lr, section.inner_steps, literal=section.optimizer == "sgd")
+        slope = backward if facts["model"] == "weights-regression" else reptile.slope
+        return self._subject(method, facts, scale, partial(tasks.draw, tasks=section.batch, shots=section.shots), slope)
+
+    def _subject(
+        self,
+        method: McDi | Start,
+        facts: dict[str, Any],
+        scale: WeightScale,
+        draw: Callable[..., Any],
+        slope: Callable[..., Tensor],
+    ) -> Subject:
+        made = WeightGenerator(method, self.inputs, scale, facts["start_std"], self.posterior)
+        lesson: Lesson[Any, Any] = Lesson(draw, slope, self.score(made, adapt=isinstance(method, Start)))
+        training = MetaTraining(self.pace(facts["model"]), method, lesson, seed=self.seed)
+        return Subject(training, facts, partial(dump_weights, made=made))
+
+    @cached_property
+    def learner(self) -> BaseLearner:
+        return build_learner(self.store.attributes["learner"])
+
+    @cached_property
+    def images(self) -> BaseTasks:
+        """The base images as the paths' learner saw them."""
+        spread = self.store.attributes["params"]["spread"]
+        return BaseTasks(self.inputs.of(moved(self.features_ND, self.data, spread)), self.data)
+
+    @cached_property
+    def posterior(self) -> Posterior | None:
+        if self.section.correct == "means":
+            return None
+        return GaussianPosterior(self.images.features_ND, self.data).settled(ridge=self.section.ridge)
+
+    @cached_property
+    def path_NKP(self) -> Tensor:
+        """Without the starts of the paths, for which noise stands."""
+        blocks = [self.store.paths(block, self.section.segments)[:, 1:] for block in range(self.store.blocks)]
+        return torch.from_numpy(np.concatenate(blocks)).to(self.features_ND.device)
+
+    def paths_from(self, start_P: Tensor) -> Tensor:
+        """(N, K, P): the paths of the same optimiser from here, on the same supports."""
+        about, found = self.store.attributes["params"], []
+        kept = kept_steps(about["steps"], self.section.segments + 1)
+        rule = Rule(about["optimizer"], about["lr"], about["momentum"], about["sam"], about["weight_decay"])
+        for block in range(self.store.blocks):
+            support = torch.from_numpy(self.store.support[self.store.rows(block)]).long()
+            objective = OnSupport(self.learner, self.images.features_ND[support.to(self.features_ND.device)])
+            start_TP = start_P.expand(len(support), -1)
+            found.append(follow(objective, start_TP, rule=rule, kept=kept)[0][:, 1:])
+        return torch.cat(found)
+
+    def score(self, made: WeightGenerator, *, adapt: bool) -> Callable[[McDi | Start], float]:
+        """Per cent on validation episodes, the mean over the numbers of shots; with the same noise at every judgement."""
+        section, way = self.section, self.learner.way
+        sizes = {"way": way, "query": section.val_query, "episodes": section.val_episodes}
+        episodes = [draw_episodes(self.data, "val", shot=shot, seed=0, **sizes) for shot in section.shots]
+        tour = Tour(section.start_steps, section.start_lr)
+
+        @torch.no_grad()
+        def score(_method: McDi | Start) -> float:
+            shares = []
+            for drawn in episodes:
+                support_EWSD, query_EQD = (
+                    self.features_ND[torch.from_numpy(ids).long().to(self.features_ND.device)]
+                    for ids in (drawn.support_EWS, drawn.query_EWQ.reshape(len(drawn.query_EWQ), -1))
+                )
+                theta_EP = made.weights(support_EWSD, gaussian_noise(torch_stream(0, "validation")))
+                if adapt:
+                    theta_EP = tour.end(self.learner, theta_EP, self.inputs.of(support_EWSD))
+                hit_EQ = made.logits(theta_EP, query_EQD).argmax(-1) == targets(drawn).to(query_EQD.device)
+                shares.append(100 * hit_EQ.double().mean().item())
+            return sum(shares) / len(shares)
+
+        return score

@@ -1,0 +1,45 @@
+"""Fine-tuning: what a person would write for one task, with torch's own optimiser and autograd."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from metadiff.baselines.finetune import finetune
+from metadiff.errors import NumericError
+from metadiff.inputs import Inputs
+from metadiff.learner import BaseLearner, Learner, Perceptron
+
+LEARNERS = [Learner("linear", way=3, dim=4, scale=1.0), Perceptron("mlp", way=3, dim=4, hidden=5)]
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+SUPPORT = noise(6, 3, 2, 9, seed=1)
+INPUTS = Inputs(noise(9, seed=2), noise(9, 4, seed=3))
+
+
+@pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.kind)
+def test_each_task_is_fine_tuned_on_its_own_support(learner: BaseLearner) -> None:
+    start = noise(6, learner.size, seed=4)
+    found = finetune(learner, INPUTS, SUPPORT, start, lr=0.02, steps=7)
+    target = torch.arange(3).repeat_interleave(2)
+    for task in range(6):
+        theta = start[task : task + 1].clone().requires_grad_()
+        optimizer = torch.optim.Adam([theta], lr=0.02)
+        seen = (SUPPORT[task].flatten(0, 1) - INPUTS.mean_D) @ INPUTS.basis_DE
+        for _ in range(7):
+            optimizer.zero_grad()
+            cross_entropy(learner.logits(theta, seen[None])[0], target).backward()
+            optimizer.step()
+        torch.testing.assert_close(found[task], theta[0].detach())
+    assert torch.equal(start, noise(6, learner.size, seed=4))
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    start = torch.full((6, LEARNERS[0].size), torch.inf, dtype=torch.float64)
+    with pytest.raises(
+        NumericError, match=r"fine-tuning: weights are not finite after 3 steps with lr 0\.5; lower evaluate\.finetune_lrs"
+    ):
+        finetune(LEARNERS[0], INPUTS, SUPPORT, start, lr=0.5, steps=3)

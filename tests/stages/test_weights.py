@@ -1,0 +1,168 @@
+"""Whole weights through the stages, on generated features: paths, every model of `mcdi.models`, and their judgement."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from metadiff.artifact import seal, verify
+from metadiff.metatraining import MetaTraining
+from metadiff.methods.mcdi import WEIGHT_MODELS
+from metadiff.rows import Rows
+from metadiff.store import write_features
+from stages import collect, evaluate, metatrain
+from stages.imports import ROOT
+from stages.runner import Exit, _guarded
+
+CLASSES, IMAGES, DIM = 12, 14, 8
+TINY: dict[str, dict[str, Any]] = {
+    "shared": {"threads": 1},
+    "collect": {
+        "learner": "mlp",
+        "hidden": 6,
+        "dim": 6,
+        "sees": "support",
+        "shot": 5,
+        "way": 3,
+        "tasks": 24,
+        "block": 10,
+        "steps": 30,
+        "keep": 7,
+        "lr": 0.05,
+        "init_std": 1.0,
+        "weight_decay": 0.01,
+    },
+    "metatrain": {"models": ["task"], "way": 3, "shots": [1, 2], "steps": 2, "val_every": 2, "val_query": 4, "val_episodes": 5},
+    "mcdi": {
+        "models": [*WEIGHT_MODELS],
+        "shots": [1, 2],
+        "batch": 8,
+        "steps": 4,
+        "val_every": 2,
+        "hidden": 8,
+        "layers": 1,
+        "start_tours": 4,
+        "start_steps": 3,
+        "val_query": 4,
+        "val_episodes": 5,
+    },
+    "evaluate": {
+        "way": 3,
+        "shots": [1, 2],
+        "query": 4,
+        "episodes": 20,
+        "curve": [],
+        "draw_curve": [1, 3],
+        "curve_episodes": 10,
+        "finetune_lrs": [0.03],
+        "finetune_steps": [2, 20],
+        "finetune_few": 2,
+    },
+}
+
+
+def set_params(**changes: dict[str, Any]) -> None:
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    for section, values in TINY.items():
+        params[section].update(values | changes.get(section, {}))
+    yaml.dump(params, Path("params.yaml"))
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with features of classes that lie apart; the signal handlers of the test process come back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("METADIFF_EXECUTOR", raising=False)
+    rng = np.random.default_rng(0)
+    label = np.repeat(np.arange(CLASSES), IMAGES).astype(np.int32)
+    split = np.array([0, 0, 1, 2], np.uint8)[label % 4]  # six base classes, three of each other split
+    names = np.array([f"class {number}".encode() for number in range(CLASSES)])
+    rows = Rows(label, split, np.arange(len(label), dtype=np.int32), np.full(len(label), b"x"), names, "generated")
+    features_ND = 2 * rng.normal(size=(CLASSES, DIM))[label] + 0.5 * rng.normal(size=(len(label), DIM))
+    path = tmp_path / "data/backbone/features.h5"
+    path.parent.mkdir(parents=True)
+    write_features(path, features_ND.astype(np.float32), rows=rows)
+    seal(path.parent)
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", ["mlp", "linear"])
+def test_every_model_is_trained_and_judged_on_the_same_episodes(checkout: Path, learner: str) -> None:
+    set_params(collect={"learner": learner})
+    assert [_guarded(stage.STAGE) for stage in (collect, metatrain, evaluate)] == [Exit.OK] * 3
+    for folder in ("trajectories", "generator", "results"):
+        verify(checkout / "data" / folder)
+    made = {path.stem for path in (checkout / "data/generator").glob("*.safetensors")}
+    assert made == {"task", *WEIGHT_MODELS}
+    metrics = json.loads((checkout / "data/results/metrics.json").read_bytes())
+    drawing = [name for name in WEIGHT_MODELS if name not in ("weights-regression", "reptile")]
+    names = {*WEIGHT_MODELS, *(f"{name}-mean" for name in drawing), "finetune-reptile", "finetune-random"}
+    names |= {"ncm", "gaussian", "metadiff", "metadiff-raw", "metadiff-mean"}
+    assert set(metrics["chosen"]) == names
+    assert set(metrics["test"]["shot2"]["local"]) >= {"vs_ncm", "vs_gaussian", "vs_weights-regression", "vs_finetune-random"}
+    assert metrics["test"]["shot2"]["finetune-random"]["accuracy"] > 60  # chance is 33
+    curve = pd.read_csv(checkout / "data/results/draws.csv")
+    assert curve["draws"].tolist() == [1, 3]
+    assert set(curve) == {"draws"} | {f"{name} {shot}-shot{what}" for name in drawing for shot in (1, 2) for what in ("", " nll")}
+    episodes = pd.read_csv(checkout / "data/results/episodes.csv")
+    assert episodes.groupby(["classifier", "split", "shot"]).size().eq(20).all()
+    lineage = json.loads((checkout / "data/results/lineage.json").read_bytes())
+    assert lineage["stages"]["metatrain"]["methods"]["mcdi"]["segments"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [2, 4, 7, 9])  # of 13 units, two a model: reptile, local, vanilla, naive, ocd, the control
+def test_a_stopped_training_ends_in_the_same_bytes(checkout: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    set_params()
+    assert [_guarded(stage) for stage in (collect.STAGE, metatrain.STAGE)] == [Exit.OK] * 2
+    whole = {path.name: path.read_bytes() for path in (checkout / "data/generator").iterdir()}
+    for folder in ("data/generator", "data/.work/metatrain"):
+        shutil.rmtree(checkout / folder)
+    counted, run = [0], MetaTraining.run
+
+    def until_stopped(training: MetaTraining[Any, Any]) -> dict[str, float]:
+        counted[0] += 1
+        if counted[0] == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        return run(training)
+
+    monkeypatch.setattr(MetaTraining, "run", until_stopped)
+    assert _guarded(metatrain.STAGE) is Exit.INTERRUPTED
+    assert counted == [stop]
+    assert _guarded(metatrain.STAGE) is Exit.OK
+    assert counted == [13]
+    assert {path.name: path.read_bytes() for path in (checkout / "data/generator").iterdir()} == whole
+
+
+@pytest.mark.slow
+def test_one_draw_in_the_draws_curve_is_what_the_first_of_several_is(checkout: Path) -> None:
+    set_params(mcdi={"models": ["local"]})
+    curves = []
+    for numbers in ([1], [1, 2]):
+        set_params(mcdi={"models": ["local"]}, evaluate={"draw_curve": numbers})
+        assert [_guarded(stage.STAGE) for stage in (collect, metatrain, evaluate)] == [Exit.OK] * 3
+        curves.append(pd.read_csv(checkout / "data/results/draws.csv").set_index("draws"))
+    pd.testing.assert_series_equal(curves[0].loc[1], curves[1].loc[1])
+
+
+def test_a_schedule_without_noise_at_its_start_is_refused_before_anything_is_trained(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_params(mcdi={"schedule": "linear"})
+    assert _guarded(collect.STAGE) is Exit.OK
+    assert _guarded(metatrain.STAGE) is Exit.PARAMS
+    assert "mcdi.schedule: schedule linear with 20 times and 3 segments does not start from noise" in capsys.readouterr().err
+    assert not (checkout / "data/generator").exists()
