@@ -38,6 +38,7 @@ def conflicts(
     needed = [("evaluate.shots", max(evaluate.shots), "evaluate.query", evaluate.query)] if evaluate else []
     needed += [("pretrain.val_shot", pretrain.val_shot, "pretrain.val_query", pretrain.val_query)] if pretrain else []
     needed += [("metatrain.shots", max(metatrain.shots), "metatrain.val_query", metatrain.val_query)] if metatrain else []
+    needed += [("mcdi.shots", max(mcdi.shots), "mcdi.val_query", mcdi.val_query)] if mcdi and mcdi.models else []
     for key, shot, other, query in needed:
         if prepare and shot + query > prepare.min_images:
             sums = f"{shot} + {other} {query} = {shot + query}"
@@ -50,19 +51,11 @@ def conflicts(
     if metatrain:
         yield from _sampling_conflicts(metatrain, evaluate)
     if mcdi and mcdi.models:
-        yield from _weight_conflicts(mcdi, prepare, collect, evaluate)
+        yield from _weight_conflicts(mcdi, collect, evaluate)
 
 
-def _weight_conflicts(
-    mcdi: McDi, prepare: Prepare | None, collect: Collect | None, evaluate: Evaluate | None
-) -> Iterator[tuple[str, str]]:
+def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | None) -> Iterator[tuple[str, str]]:
     """What whole weights as targets need."""
-    need = max(mcdi.shots) + mcdi.val_query
-    if prepare and need > prepare.min_images:
-        yield (
-            "mcdi.shots",
-            f"with mcdi.val_query {need} images a class, prepare.min_images promises {prepare.min_images}; lower one",
-        )
     if mcdi.segments > mcdi.times:
         yield "mcdi.segments", f"must be at most mcdi.times {mcdi.times}, got {mcdi.segments}"
     if mcdi.window == "overlap" and not mcdi.weighted:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -47,7 +48,7 @@ class Chain:
     def __len__(self) -> int:
         return len(self.alpha_T)
 
-    @property
+    @cached_property
     def abar_KT(self) -> Tensor:
         """By target i and time t; 1 from the target's boundary on."""
         shares = [torch.cat([self.alpha_T[:bound], torch.ones(len(self) - bound, dtype=torch.float64)]) for bound in self.bounds]

@@ -37,9 +37,7 @@ class Generator:
 
 def dump(best: Mapping[str, Mapping[str, Tensor]], scales: Scales, posterior: Posterior | None = None) -> dict[str, Tensor]:
     """The tensors of a checkpoint: both kinds of trained weights, the scales, and the posterior if there is one."""
-    tensors = {f"{kind}/{name}": value for kind, weights in best.items() for name, value in weights.items()}
-    if posterior:
-        tensors |= {f"posterior/{name}": getattr(posterior, name) for name in POSTERIOR}
+    tensors = trained_tensors(best, posterior)
     return tensors | {f"scale/{of}/{name}": value for of, scale in vars(scales).items() for name, value in vars(scale).items()}
 
 
@@ -49,8 +47,18 @@ def undump(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, kind: Kin
     what = f"{facts['model']} denoiser for {facts['feature_size']} features"
     method.net.load_state_dict(trained_weights(tensors, method.net, kind, what))
     scale = {of: Scale(*(tensors[f"scale/{of}/{name}"].to(device) for name in SCALE)) for of in ("weights", "features")}
+    return Generator(method, Scales(**scale), posterior_in(tensors, device))
+
+
+def trained_tensors(best: Mapping[str, Mapping[str, Tensor]], posterior: Posterior | None) -> dict[str, Tensor]:
+    """What checkpoints of all methods hold: both kinds of trained weights, and the posterior if there is one."""
+    tensors = {f"{kind}/{name}": value for kind, weights in best.items() for name, value in weights.items()}
+    return tensors | ({f"posterior/{name}": getattr(posterior, name) for name in POSTERIOR} if posterior else {})
+
+
+def posterior_in(tensors: Mapping[str, Tensor], device: str) -> Posterior | None:
     parts = [tensors[f"posterior/{name}"].to(device) for name in POSTERIOR if f"posterior/{name}" in tensors]
-    return Generator(method, Scales(**scale), Posterior(*parts) if parts else None)
+    return Posterior(*parts) if parts else None
 
 
 def trained_weights(tensors: Mapping[str, Tensor], net: nn.Module, kind: Kind, what: str) -> dict[str, Tensor]:

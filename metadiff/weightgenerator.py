@@ -12,7 +12,7 @@ from metadiff.baselines.gaussian import Posterior
 from metadiff.baselines.start import Start, build_start
 from metadiff.consistency import Watch
 from metadiff.diffusion import Noise
-from metadiff.generator import POSTERIOR, Kind, trained_weights
+from metadiff.generator import Kind, posterior_in, trained_tensors, trained_weights
 from metadiff.inputs import Inputs
 from metadiff.learner import BaseLearner
 from metadiff.methods.mcdi import McDi, build_weights
@@ -42,12 +42,9 @@ class WeightGenerator:
 
 def dump_weights(best: Mapping[str, Mapping[str, Tensor]], made: WeightGenerator) -> dict[str, Tensor]:
     """The tensors of a checkpoint: both kinds of trained weights, and what stands about them."""
-    tensors = {f"{kind}/{name}": value for kind, weights in best.items() for name, value in weights.items()}
+    tensors = trained_tensors(best, made.posterior)
     tensors |= {f"scale/{name}": value for name, value in vars(made.scale).items()}
-    tensors |= {f"inputs/{name}": value for name, value in vars(made.inputs).items() if value is not None}
-    if made.posterior:
-        tensors |= {f"posterior/{name}": getattr(made.posterior, name) for name in POSTERIOR}
-    return tensors
+    return tensors | {f"inputs/{name}": value for name, value in vars(made.inputs).items() if value is not None}
 
 
 def undump_weights(
@@ -58,9 +55,9 @@ def undump_weights(
     def group(name: str) -> dict[str, Tensor]:
         return {key.removeprefix(f"{name}/"): value.to(device) for key, value in tensors.items() if key.startswith(f"{name}/")}
 
-    scale, posterior = WeightScale(**group("scale")), Posterior(**group("posterior")) if group("posterior") else None
+    scale = WeightScale(**group("scale"))
     method = build_start(facts, device=device) if facts["model"] == "reptile" else build_weights(facts, scale, device=device)
     method.net.load_state_dict(
         trained_weights(tensors, method.net, kind, f"{facts['model']} of {facts['learner']['kind']} heads")
     )
-    return WeightGenerator(method, Inputs(**group("inputs")), scale, facts["start_std"], posterior)
+    return WeightGenerator(method, Inputs(**group("inputs")), scale, facts["start_std"], posterior_in(tensors, device))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metadiff.baselines.finetune import adapted
 from metadiff.baselines.gaussian import GaussianPosterior, Posterior
 from metadiff.baselines.start import Start, Tour, build_start, start_tasks
 from metadiff.conditioning import BaseTasks
@@ -132,7 +133,6 @@ class WeightModels:
         section, way = self.section, self.learner.way
         sizes = {"way": way, "query": section.val_query, "episodes": section.val_episodes}
         episodes = [draw_episodes(self.data, "val", shot=shot, seed=0, **sizes) for shot in section.shots]
-        tour = Tour(section.start_steps, section.start_lr)
 
         @torch.no_grad()
         def score(_method: McDi | Start) -> float:
@@ -144,7 +144,8 @@ class WeightModels:
                 )
                 theta_EP = made.weights(support_EWSD, gaussian_noise(torch_stream(0, "validation")))
                 if adapt:
-                    theta_EP = tour.end(self.learner, theta_EP, self.inputs.of(support_EWSD))
+                    seen_EWSE, lr, steps = self.inputs.of(support_EWSD), section.start_lr, section.start_steps
+                    theta_EP = adapted(self.learner, seen_EWSE, theta_EP, lr=lr, steps=steps)
                 hit_EQ = made.logits(theta_EP, query_EQD).argmax(-1) == targets(drawn).to(query_EQD.device)
                 shares.append(100 * hit_EQ.double().mean().item())
             return sum(shares) / len(shares)

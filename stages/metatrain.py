@@ -36,7 +36,7 @@ START = "reptile"  # what `ocd` goes out from
 
 def build(run: Run[Metatrain]) -> None:
     plan, curves = plan_of(run), []
-    done = sum(max(finished_ends(run, model, pace), default=0) for model, (pace, _) in plan.items())
+    done = sum(max(finished_units(run, model, pace), default=0) for model, (pace, _) in plan.items())
     with run.progress("training", total=sum(pace.steps for pace, _ in plan.values()), done=done, unit="steps") as advance:
         for model, (_, begin) in plan.items():
             subject = begin()
@@ -60,10 +60,8 @@ def plan_of(run: Run[Metatrain]) -> dict[str, tuple[Pace, Callable[[], Subject]]
         model: (pace_of(section), partial(rows, model=model)) for model in section.models
     }
     if weights.models:
-        store, inputs = (
-            open_trajectories(TRAJECTORIES / "trajectories.zarr"),
-            load_inputs(TRAJECTORIES / "inputs.safetensors").to(run.device),
-        )
+        store = open_trajectories(TRAJECTORIES / "trajectories.zarr")
+        inputs = load_inputs(TRAJECTORIES / "inputs.safetensors").to(run.device)
         models = WeightModels(weights, features_ND, data, store, inputs, run.seed)
         check_schedule(weights)
         in_order = sorted(weights.models, key=lambda model: model != START)  # others may go out from what it has learnt
@@ -89,11 +87,9 @@ def begin_weights(models: WeightModels, model: str, out: Path) -> Subject:
 
 
 def train(run: Run[Metatrain], model: str, training: MetaTraining[Any, Any], advance: Callable[[int], None]) -> None:
-    finished = finished_ends(run, model, training.pace)
+    finished = finished_units(run, model, training.pace)
     if finished:
-        folder = run.finished_unit(unit_name(model, finished[-1]))
-        assert folder
-        training.restore(*load_checkpoint(folder / "state.safetensors"))
+        training.restore(*load_checkpoint(finished[max(finished)] / "state.safetensors"))
     ends = unit_ends(training.pace)
     while not training.finished:
         done = training.step
@@ -111,8 +107,10 @@ def unit_ends(pace: Pace) -> list[int]:
     return [min(start + pace.val_every, pace.steps) for start in range(0, pace.steps, pace.val_every)]
 
 
-def finished_ends(run: Run[Metatrain], model: str, pace: Pace) -> list[int]:
-    return [end for end in unit_ends(pace) if run.finished_unit(unit_name(model, end))]
+def finished_units(run: Run[Metatrain], model: str, pace: Pace) -> dict[int, Path]:
+    """By the step after which a unit ended."""
+    found = {end: run.finished_unit(unit_name(model, end)) for end in unit_ends(pace)}
+    return {end: folder for end, folder in found.items() if folder}
 
 
 def trained_weights(device: str) -> Ends:

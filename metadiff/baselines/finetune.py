@@ -11,10 +11,15 @@ from metadiff.objectives import OnSupport
 from metadiff.trajectory import Rule, follow
 
 
-def finetune(learner: BaseLearner, inputs: Inputs, support_EWSD: Tensor, start_EP: Tensor, *, lr: float, steps: int) -> Tensor:
-    """(E, P): after as many steps of Adam, each on the whole support of its task."""
+def adapted(learner: BaseLearner, seen_EWSE: Tensor, start_EP: Tensor, *, lr: float, steps: int) -> Tensor:
+    """(E, P): after as many steps of Adam, each on the whole support of its task, as the learner sees it."""
     rule = Rule("adam", lr, momentum=0.9, sam=0.0)
-    weights_E1P, _, _ = follow(OnSupport(learner, inputs.of(support_EWSD)), start_EP, rule=rule, kept=(steps,))
-    if not bool(weights_E1P.isfinite().all()):
+    return follow(OnSupport(learner, seen_EWSE), start_EP, rule=rule, kept=(steps,))[0][:, 0]
+
+
+def finetune(learner: BaseLearner, inputs: Inputs, support_EWSD: Tensor, start_EP: Tensor, *, lr: float, steps: int) -> Tensor:
+    """The same from features; NumericError where it diverges."""
+    theta_EP = adapted(learner, inputs.of(support_EWSD), start_EP, lr=lr, steps=steps)
+    if not bool(theta_EP.isfinite().all()):
         raise NumericError(f"fine-tuning: weights are not finite after {steps} steps with lr {lr:g}; lower evaluate.finetune_lrs")
-    return weights_E1P[:, 0]
+    return theta_EP

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from metadiff.baselines.finetune import adapted
 from metadiff.conditioning import BaseTasks
 from metadiff.consistency import Watch
 from metadiff.denoiser import Condition
@@ -16,7 +17,6 @@ from metadiff.diffusion import Noise
 from metadiff.learner import BaseLearner, build_learner
 from metadiff.objectives import OnSupport
 from metadiff.rng import numpy_stream
-from metadiff.trajectory import Rule, follow
 
 
 class Weights(nn.Module):
@@ -53,13 +53,9 @@ class Tour:
         """The loss after the tour; the gradient holds what a rate of 1 takes away to end where the copies do on average."""
         theta_P = method.net.theta_P
         start_BP = theta_P.detach().expand(len(support_BWSE), -1)
-        end_BP = self.end(method.learner, start_BP, support_BWSE)
+        end_BP = adapted(method.learner, support_BWSE, start_BP, lr=self.lr, steps=self.steps)
         theta_P.grad = theta_P.detach() - end_BP.mean(0)
         return OnSupport(method.learner, support_BWSE).measure(end_BP)[0].mean()
-
-    def end(self, learner: BaseLearner, start_BP: Tensor, support_BWSE: Tensor) -> Tensor:
-        rule = Rule("adam", self.lr, 0.9, 0.0, 0.0)
-        return follow(OnSupport(learner, support_BWSE), start_BP, rule=rule, kept=(0, self.steps))[0][:, -1]
 
 
 def start_tasks(images: BaseTasks, *, tasks: int, way: int, shots: Sequence[int]) -> Callable[[Generator], Tensor]:

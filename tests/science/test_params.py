@@ -283,7 +283,7 @@ WRONG_TEXTS = {
     ),
     "whole weights judged on too many images": (
         set_value("mcdi.val_query", "16", PATHS),
-        [at("mcdi.shots", "mcdi.shots: with mcdi.val_query 21 images a class, prepare.min_images promises 20; lower one")],
+        [at("mcdi.shots", f"mcdi.shots: 5 + mcdi.val_query 16 = 21 {TOO_MANY}")],
     ),
     "a decay beyond 0": (
         set_value("collect.weight_decay", "0.6", set_value("collect.lr", "2")),

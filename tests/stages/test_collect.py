@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,16 +52,11 @@ def set_collect(**changes: object) -> None:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with features to run the stage in; the signal handlers of the test process come back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("METADIFF_EXECUTOR", raising=False)
-    generated_features(tmp_path / "data/backbone/features.h5")
+def checkout(workplace: Path) -> Path:
+    """A folder with features to run the stage in."""
+    generated_features(workplace / "data/backbone/features.h5")
     set_collect()
-    yield tmp_path
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return workplace
 
 
 def published() -> TrajectoryStore:

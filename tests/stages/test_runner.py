@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,15 +41,11 @@ main(Stage(name="evaluate", out=Path("data/results"), build=build))
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with params.yaml to run stages in; the signal handlers of the test process come back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    (tmp_path / "program.py").write_text(PROGRAM)
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def checkout(workplace: Path) -> Path:
+    """A folder with params.yaml to run stages in."""
+    (workplace / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (workplace / "program.py").write_text(PROGRAM)
+    return workplace
 
 
 def run(build: Callable[[Run], None], **facts: object) -> Exit:

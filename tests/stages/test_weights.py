@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,24 +77,19 @@ def set_params(**changes: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with features of classes that lie apart; the signal handlers of the test process come back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("METADIFF_EXECUTOR", raising=False)
+def checkout(workplace: Path) -> Path:
+    """A folder with features of classes that lie apart."""
     rng = np.random.default_rng(0)
     label = np.repeat(np.arange(CLASSES), IMAGES).astype(np.int32)
     split = np.array([0, 0, 1, 2], np.uint8)[label % 4]  # six base classes, three of each other split
     names = np.array([f"class {number}".encode() for number in range(CLASSES)])
     rows = Rows(label, split, np.arange(len(label), dtype=np.int32), np.full(len(label), b"x"), names, "generated")
     features_ND = 2 * rng.normal(size=(CLASSES, DIM))[label] + 0.5 * rng.normal(size=(len(label), DIM))
-    path = tmp_path / "data/backbone/features.h5"
+    path = workplace / "data/backbone/features.h5"
     path.parent.mkdir(parents=True)
     write_features(path, features_ND.astype(np.float32), rows=rows)
     seal(path.parent)
-    yield tmp_path
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return workplace
 
 
 @pytest.mark.slow
