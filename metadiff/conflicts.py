@@ -75,6 +75,8 @@ def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | 
         yield "mcdi.models", f"ocd needs collect.sees support, got {collect.sees}"
     if "ocd" in mcdi.models and collect.noise:
         yield "mcdi.models", f"ocd needs collect.noise 0: its paths see images as they are, got {collect.noise:g}"
+    if collect.sees == "support" and max(mcdi.shots) > collect.shot:
+        yield "mcdi.shots", f"must be at most collect.shot {collect.shot}, what a path has seen of a class, got {max(mcdi.shots)}"
     if evaluate and evaluate.way != collect.way:
         yield "evaluate.way", f"must be collect.way {collect.way} for mcdi.models, got {evaluate.way}"
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from metadiff.params import Evaluate
 
 RIVALS = ("ncm", "gaussian", "regression")  # every other classifier is compared with these, episode by episode,
-WEIGHT_RIVALS = ("weights-regression", "finetune-random")  # and one of whole weights with these too
+WEIGHT_RIVALS = ("weights-regression", "finetune-random", "finetune-random-mean")  # and one of whole weights with these too
 
 
 @dataclass(frozen=True)

@@ -55,23 +55,39 @@ class PathBatch:
     condition: Condition
 
 
+@dataclass(frozen=True)
+class PathImages:
+    """What paths have seen: the rows of some images a class, or, without them, all images of their classes."""
+
+    classes_NW: Tensor
+    rows_NWS: Tensor | None = None
+
+
 class PathTasks:
-    """Batches of paths, a function of the generator; a support is any images of a path's classes, whatever the path has seen."""
+    """Batches of paths, a function of the generator; a support is a few of the images that a path has seen."""
 
     def __init__(
-        self, images: BaseTasks, path_NKP: Tensor, classes_NW: Tensor, scale: WeightScale, posterior: Posterior | None = None
+        self, images: BaseTasks, path_NKP: Tensor, seen: PathImages, scale: WeightScale, posterior: Posterior | None = None
     ) -> None:
-        self.images, self.scale, self.posterior = images, scale, posterior
+        self.images, self.seen, self.scale, self.posterior = images, seen, scale, posterior
         self.path_NKP = scale.standardise(path_NKP)
-        self.classes_NW = images.numbers_of(classes_NW)
+        self.classes_NW = images.numbers_of(seen.classes_NW)
 
     def draw(self, generator: Generator, *, tasks: int, shots: Sequence[int]) -> PathBatch:
         chosen_B = torch.randint(len(self.path_NKP), (tasks,), generator=generator)
         shot = shots[int(torch.randint(len(shots), (), generator=generator))]
-        if shot > int(self.images.counts_C.min()):
-            raise DataError(f"train: {shot} shots, a class has {int(self.images.counts_C.min())} images: lower mcdi.shots")
-        support_BWSE = self.images.support(self.classes_NW[chosen_B], shot, generator)
+        support_BWSE = self._support(chosen_B, shot, generator)
         return PathBatch(self.path_NKP[chosen_B.to(self.path_NKP.device)], seen_of(support_BWSE, self.posterior))
+
+    def _support(self, chosen_B: Tensor, shot: int, generator: Generator) -> Tensor:
+        rows_NWS = self.seen.rows_NWS
+        there = int(self.images.counts_C.min()) if rows_NWS is None else rows_NWS.shape[2]
+        if shot > there:
+            raise DataError(f"train: {shot} shots, a path has seen {there} images of a class: lower mcdi.shots")
+        if rows_NWS is None:
+            return self.images.support(self.classes_NW[chosen_B], shot, generator)
+        order_BWS = torch.rand(rows_NWS[chosen_B].shape, generator=generator).topk(shot).indices
+        return self.images.features_ND[rows_NWS[chosen_B].gather(2, order_BWS).to(self.images.features_ND.device)]
 
 
 def seen_of(support_EWSD: Tensor, posterior: Posterior | None = None) -> Condition:

@@ -12,11 +12,11 @@ Shapes: B tasks, U units, W classes, E inputs, F width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, silu
+from torch.nn.functional import layer_norm, pad, silu
 
 from metadiff.denoiser import Condition
 from metadiff.learner import BaseLearner, Perceptron
@@ -52,6 +52,47 @@ def theta_of(learner: BaseLearner, units: Units) -> Tensor:
     return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The directions that the vectors of a task's heads are made of: one of each unit from every given head, then class means.
+
+    A head in a frame is one of `inner`, the same learner in a space of as many dimensions. Whatever a chain without fresh noise
+    makes of a head stays in the frame of its start, so a chain costs the same however many inputs there are.
+    """
+
+    learner: BaseLearner
+    basis_BUKE: Tensor
+    gram_BUKK: Tensor  # products of directions, over the number of inputs
+    gram_BWW: Tensor
+    length_B11: Tensor  # of class means
+
+    @classmethod
+    def of(cls, learner: BaseLearner, mean_BWE: Tensor, *heads_BP: Tensor) -> Frame:
+        vectors_BUE = [units_of(learner, theta_BP).vector_BUE for theta_BP in heads_BP]
+        units = vectors_BUE[0].shape[1]
+        mean_BUWE = mean_BWE[:, None].expand(-1, units, -1, -1)
+        basis_BUKE = torch.cat([torch.stack(vectors_BUE, dim=2), mean_BUWE], dim=2)
+        size = mean_BWE.shape[-1]
+        length_B11 = mean_BWE.norm(dim=-1).mean(-1)[:, None, None].clamp_min(1e-6)
+        return cls(learner, basis_BUKE, basis_BUKE @ basis_BUKE.mT / size, mean_BWE @ mean_BWE.mT / size, length_B11)
+
+    @property
+    def inner(self) -> BaseLearner:
+        return replace(self.learner, dim=self.basis_BUKE.shape[2])
+
+    def enter(self, theta_BP: Tensor, number: int = 0) -> Tensor:
+        """(B, C): the head that was given as this one."""
+        x = units_of(self.learner, theta_BP)
+        own_BUK = torch.zeros_like(self.gram_BUKK[..., 0])
+        own_BUK[..., number] = 1
+        return theta_of(self.learner, replace(x, vector_BUE=own_BUK))
+
+    def leave(self, c_BC: Tensor) -> Tensor:
+        x = units_of(self.inner, c_BC)
+        vector_BUE = torch.einsum("buk,buke->bue", x.vector_BUE, self.basis_BUKE)
+        return theta_of(self.learner, replace(x, vector_BUE=vector_BUE))
+
+
 class UnitDenoiser(nn.Module):
     """Gives an estimate of the weights that a time leads to, from noisy ones and the class means of the support."""
 
@@ -59,61 +100,55 @@ class UnitDenoiser(nn.Module):
         super().__init__()
         self.learner = learner
         self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES + 1, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
-        self.enter = nn.Linear(8, hidden)
+        self.of_pairs, self.of_units, self.of_classes = nn.Linear(2, hidden), nn.Linear(2, hidden), nn.Linear(4, hidden)
         self.layers = nn.ModuleList(Exchange(hidden) for _ in range(layers))
-        self.of_unit = nn.Linear(hidden, 2)
-        self.of_link = nn.Linear(hidden, 2)
-        self.of_class = nn.Linear(hidden, 1) if isinstance(learner, Perceptron) else None
+        self.keep, self.to_units = nn.Linear(hidden, 1), nn.Linear(hidden, 1)
+        self.to_pairs = nn.Linear(hidden, 2)
+        self.to_classes = nn.Linear(hidden, 1) if isinstance(learner, Perceptron) else None
 
     def forward(self, theta_BP: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """``t_B`` is the share of the chain that has been walked."""
-        x, mean_BWE = units_of(self.learner, theta_BP), condition.mean_BWD
-        known = torch.cat(
-            [time_features(t_B).expand(len(theta_BP), -1), (1 / condition.shots_B[:, None]).expand(len(theta_BP), 1)], 1
-        )
+        frame = Frame.of(self.learner, condition.mean_BWD, theta_BP)
+        return frame.leave(self.within(frame, frame.enter(theta_BP), t_B, condition.shots_B))
+
+    def within(self, frame: Frame, c_BC: Tensor, t_B: Tensor, shots_B: Tensor) -> Tensor:
+        """The same, of and as heads in a frame."""
+        x, way = units_of(frame.inner, c_BC), self.learner.way
+        size = max(len(t_B), len(shots_B))
+        known = torch.cat([time_features(t_B).expand(size, -1), (1 / shots_B[:, None]).expand(size, 1)], 1)
         known_B11F = self.time(known)[:, None, None]
-        gram_BWW = mean_BWE @ mean_BWE.mT / mean_BWE.shape[-1]
-        length_B11 = mean_BWE.norm(dim=-1).mean(-1)[:, None, None].clamp_min(1e-6)
-        product_BUW = x.vector_BUE @ mean_BWE.mT / length_B11
-        length_BU = x.vector_BUE.square().mean(-1)
-        seen = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
-            product_BUW,
-            x.link_BUW,
-            length_BU[..., None],
-            x.bias_BU[..., None],
-            x.bias_BW[:, None],
-            gram_BWW.diagonal(dim1=1, dim2=2)[:, None],
-            gram_BWW.mean(2)[:, None],
-            gram_BWW.mean((1, 2))[:, None, None],
-        )
-        e_BUWF = self.enter(torch.stack(seen, dim=-1))
+        met_BUK = (x.vector_BUE[..., None] * frame.gram_BUKK).sum(2)
+        product_BUW = met_BUK[..., -way:] * (frame.basis_BUKE.shape[-1] / frame.length_B11)
+        pairs_BUW2 = torch.stack([product_BUW, x.link_BUW], dim=-1)
+        length_BU = (met_BUK * x.vector_BUE).sum(-1).clamp_min(1e-12).sqrt()
+        units_BU2 = torch.stack([length_BU, x.bias_BU], dim=-1)
+        near_BW = frame.gram_BWW.mean(2)
+        far_BW, all_BW = frame.gram_BWW.diagonal(dim1=1, dim2=2), near_BW.mean(1, keepdim=True).expand_as(near_BW)
+        classes_BW4 = torch.stack([x.bias_BW, far_BW, near_BW, all_BW], dim=-1)
+        e_BUWF = self.of_pairs(pairs_BUW2) + self.of_units(units_BU2)[:, :, None] + self.of_classes(classes_BW4)[:, None]
         for layer in self.layers:
-            e_BUWF = layer(e_BUWF, gram_BWW, known_B11F)
-        keep_BU, bias_BU = self.of_unit(e_BUWF.mean(2)).unbind(-1)
-        share_BUW, link_BUW = self.of_link(e_BUWF).unbind(-1)
-        vector_BUE = keep_BU[..., None] * x.vector_BUE + share_BUW @ mean_BWE
-        bias_BW = x.bias_BW if self.of_class is None else self.of_class(e_BUWF.mean(1))[..., 0]
-        return theta_of(self.learner, Units(vector_BUE, bias_BU, link_BUW, bias_BW))
+            e_BUWF = layer(e_BUWF, frame.gram_BWW, known_B11F)
+        e_BUF = e_BUWF.mean(2)
+        keep_BU1 = self.keep(layer_norm(e_BUF, e_BUF.shape[-1:]))  # within bounds: a share of what itself may be large
+        share_BUW, link_BUW = self.to_pairs(e_BUWF).unbind(-1)
+        vector_BUK = keep_BU1 * x.vector_BUE + pad(share_BUW, (x.vector_BUE.shape[-1] - way, 0))
+        bias_BW = x.bias_BW if self.to_classes is None else self.to_classes(e_BUWF.mean(1))[..., 0]
+        return theta_of(self.learner, Units(vector_BUK, self.to_units(e_BUF)[..., 0], link_BUW, bias_BW))
 
 
 class Exchange(nn.Module):
-    """Each pair of a unit and a class hears of itself, of its unit and class on average, of like classes, and of like units."""
+    """Each pair of a unit and a class hears of itself, of its unit and its class on average, and of like classes."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.own, self.classes, self.units = (nn.Linear(hidden, 2 * hidden) for _ in range(3))
+        self.own = nn.Linear(2 * hidden, 2 * hidden)
         self.over_units, self.over_classes = (nn.Linear(hidden, 2 * hidden, bias=False) for _ in range(2))
-        self.like = nn.Linear(hidden, 2 * hidden, bias=False)
         self.known = nn.Linear(hidden, 4 * hidden)
         self.leave = nn.Linear(2 * hidden, hidden)
 
     def forward(self, e_BUWF: Tensor, gram_BWW: Tensor, known_B11F: Tensor) -> Tensor:
         x = layer_norm(e_BUWF, e_BUWF.shape[-1:])
-        query, key = self.like(x).chunk(2, dim=-1)
-        score_BUU = torch.einsum("buwf,bvwf->buv", query, key) / math.sqrt(query.shape[-1] * query.shape[2])
-        alike = torch.einsum("buv,bvwf->buwf", score_BUU.softmax(-1), x)
-        near = torch.einsum("bwk,bukf->buwf", gram_BWW, x)
-        mixed = self.own(x) + self.classes(near) + self.units(alike)
+        mixed = self.own(torch.cat([x, gram_BWW[:, None] @ x], dim=-1))
         mixed = mixed + self.over_units(x.mean(1, keepdim=True)) + self.over_classes(x.mean(2, keepdim=True))
         gain, shift = self.known(known_B11F).chunk(2, dim=-1)
         out: Tensor = e_BUWF + self.leave(silu(mixed * (1 + gain) + shift))

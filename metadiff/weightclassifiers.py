@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from metadiff.params import Evaluate
 
 WITHOUT_NOISE = ("weights-regression", "reptile")
-FINETUNED = ("finetune-reptile", "finetune-random")
+FINETUNED = ("finetune-reptile", "finetune-random")  # the latter also as the mean of several starts
 WeightGenerators = Mapping[str, WeightGenerator]  # by model
 
 
@@ -50,7 +50,10 @@ def weight_classifiers(section: Evaluate, weights: WeightGenerators) -> Iterator
             several = drawn_weights(generator, section, draws=section.draws)
             yield f"{model}-mean", {"": OfWeights(several, generator.logits)}
     for generator in [*weights.values()][:1]:  # all have the same base learner
-        yield "finetune-random", finetuned(generator, section, random_starts(generator, section), steps=section.finetune_steps)
+        for name, draws in {"finetune-random": 1, "finetune-random-mean": section.draws}.items():
+            if draws > 1 or name == "finetune-random":
+                starts_of = random_starts(generator, section, draws=draws)
+                yield name, finetuned(generator, section, starts_of, steps=section.finetune_steps)
 
 
 def drawn_weights(generator: WeightGenerator, section: Evaluate, *, draws: int = 1) -> WeightsOf:
@@ -58,18 +61,18 @@ def drawn_weights(generator: WeightGenerator, section: Evaluate, *, draws: int =
 
     def weights(support_EWSD: Tensor, batch: int) -> Tensor:
         noises = [gaussian_noise(torch_stream(section.seed, "draw", draw, batch)) for draw in range(draws)]
-        return torch.stack([generator.weights(support_EWSD, noise) for noise in noises])
+        return generator.draws(support_EWSD, noises)
 
     return weights
 
 
-def random_starts(generator: WeightGenerator, section: Evaluate) -> WeightsOf:
-    """One draw of the weights that training trajectories begin with, a stream a task."""
+def random_starts(generator: WeightGenerator, section: Evaluate, *, draws: int = 1) -> WeightsOf:
+    """Draws of the weights that training trajectories begin with, a stream a task, of which each next draw goes on."""
 
     def starts(support_EWSD: Tensor, batch: int) -> Tensor:
-        streams = (numpy_stream(section.seed, "finetune", batch, number) for number in range(len(support_EWSD)))
-        start_EP = torch.stack([generator.learner.start(stream, generator.start_std) for stream in streams])
-        return start_EP[None].to(support_EWSD.device)
+        streams = [numpy_stream(section.seed, "finetune", batch, number) for number in range(len(support_EWSD))]
+        drawn = [[generator.learner.start(stream, generator.start_std) for stream in streams] for _ in range(draws)]
+        return torch.stack([torch.stack(start_EP) for start_EP in drawn]).to(support_EWSD.device)
 
     return starts
 
@@ -77,12 +80,14 @@ def random_starts(generator: WeightGenerator, section: Evaluate) -> WeightsOf:
 def finetuned(
     generator: WeightGenerator, section: Evaluate, starts_of: WeightsOf, *, steps: tuple[int, ...]
 ) -> dict[str, Candidate]:
-    """From one draw of starts, in every way that validation may prefer."""
+    """From each draw of starts, in every way that validation may prefer."""
 
     def weights_of(lr: float, count: int) -> WeightsOf:
         def weights(support_EWSD: Tensor, batch: int) -> Tensor:
-            (start_EP,) = starts_of(support_EWSD, batch)
-            return finetune(generator.learner, generator.inputs, support_EWSD, start_EP, lr=lr, steps=count)[None]
+            def end(start_EP: Tensor) -> Tensor:
+                return finetune(generator.learner, generator.inputs, support_EWSD, start_EP, lr=lr, steps=count)
+
+            return torch.stack([end(start_EP) for start_EP in starts_of(support_EWSD, batch)])
 
         return weights
 

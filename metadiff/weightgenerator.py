@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metadiff.baselines.gaussian import Posterior
 from metadiff.baselines.start import Start, build_start
 from metadiff.consistency import Watch
+from metadiff.denoiser import Condition
 from metadiff.diffusion import Noise
 from metadiff.generator import Kind, posterior_in, trained_tensors, trained_weights
 from metadiff.inputs import Inputs
 from metadiff.learner import BaseLearner
 from metadiff.methods.mcdi import McDi, build_weights
 from metadiff.paths import WeightScale, seen_of
+
+TOGETHER = 500  # heads: more at a time are no quicker
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,27 @@ class WeightGenerator:
 
     def weights(self, support_EWSD: Tensor, noise: Noise, *, watch: Watch | None = None) -> Tensor:
         """(E, P) for tasks with these features of their supports; ``watch`` sees the states of a chain, standardised."""
-        seen = seen_of(self.inputs.of(support_EWSD), self.posterior)
-        return self.scale.restore(self.method.sample(seen, noise, watch=watch))
+        return self.scale.restore(self.method.sample(self._seen(support_EWSD), noise, watch=watch))
+
+    def draws(self, support_EWSD: Tensor, noises: Sequence[Noise]) -> Tensor:
+        """(G, E, P): weights by each noise; several draws are one tensor program."""
+        seen, count, found = self._seen(support_EWSD), max(1, TOGETHER // len(support_EWSD)), []
+        for group in (noises[start : start + count] for start in range(0, len(noises), count)):
+            repeated = Condition(seen.mean_BWD.repeat(len(group), 1, 1), seen.shots_B)
+            drawn = self.scale.restore(self.method.sample(repeated, partial(each_its_own, group)))
+            found.append(drawn.view(len(group), len(support_EWSD), -1))
+        return torch.cat(found)
+
+    def _seen(self, support_EWSD: Tensor) -> Condition:
+        return seen_of(self.inputs.of(support_EWSD), self.posterior)
 
     def logits(self, theta_EP: Tensor, features_END: Tensor) -> Tensor:
         return self.learner.logits(theta_EP, self.inputs.of(features_END))
+
+
+def each_its_own(noises: Sequence[Noise], like: Tensor) -> Tensor:
+    """Noise for the tasks of as many draws, one draw after the other."""
+    return torch.cat([noise(part) for noise, part in zip(noises, like.chunk(len(noises)), strict=True)])
 
 
 def dump_weights(best: Mapping[str, Mapping[str, Tensor]], made: WeightGenerator) -> dict[str, Tensor]:

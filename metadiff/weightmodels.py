@@ -26,7 +26,7 @@ from metadiff.learner import BaseLearner, build_learner
 from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, backward, pace_of
 from metadiff.methods.mcdi import McDi, build_weights, weight_facts
 from metadiff.objectives import OnSupport
-from metadiff.paths import PathTasks, WeightScale
+from metadiff.paths import PathImages, PathTasks, WeightScale
 from metadiff.reptile import Reptile
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
@@ -76,7 +76,7 @@ class WeightModels:
 
     def _generator(self, facts: dict[str, Any], path_NKP: Tensor, scale: WeightScale) -> Subject:
         section, method = self.section, build_weights(facts, scale, device=str(self.features_ND.device))
-        tasks = PathTasks(self.images, path_NKP, torch.from_numpy(self.store.classes), scale, self.posterior)
+        tasks = PathTasks(self.images, path_NKP, self.seen, scale, self.posterior)
         reptile = Reptile(section.inner, section.inner_lr, section.inner_steps, literal=section.optimizer == "sgd")
         slope = backward if facts["model"] == "weights-regression" else reptile.slope
         return self._subject(method, facts, scale, partial(tasks.draw, tasks=section.batch, shots=section.shots), slope)
@@ -103,6 +103,11 @@ class WeightModels:
         """The base images as the paths' learner saw them."""
         spread = self.store.attributes["params"]["spread"]
         return BaseTasks(self.inputs.of(moved(self.features_ND, self.data, spread)), self.data)
+
+    @cached_property
+    def seen(self) -> PathImages:
+        alone = self.store.attributes["params"]["sees"] == "support"
+        return PathImages(torch.from_numpy(self.store.classes), torch.from_numpy(self.store.support).long() if alone else None)
 
     @cached_property
     def posterior(self) -> Posterior | None:

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from metadiff.consistency import Chain, Rule, Watch, add_noise, chain, ddim, mean_steps, squared_errors
 from metadiff.denoiser import Condition, initialise
 from metadiff.diffusion import Noise
 from metadiff.learner import BaseLearner, build_learner
 from metadiff.paths import PathBatch, WeightScale
-from metadiff.units import UnitDenoiser
+from metadiff.units import Frame, UnitDenoiser
 
 if TYPE_CHECKING:
     from metadiff.params import McDi as Section
@@ -46,14 +46,14 @@ class McDi:
     """A network that gives the weights that a time of the chain leads to; it sees and gives them as distances from a base."""
 
     def __init__(
-        self, learner: BaseLearner, net: nn.Module, steps: Chain, base_P: Tensor, *, sampler: str, weighted: bool
+        self, learner: BaseLearner, net: UnitDenoiser, steps: Chain, base_P: Tensor, *, sampler: str, weighted: bool
     ) -> None:
         """``weighted``: with the paper's loss; else with that of the estimate itself, at every time the same."""
         self.learner, self.chain, self.base_P, self.sampler, self.weighted = learner, steps, base_P, sampler, weighted
         self._net = net
 
     @property
-    def net(self) -> nn.Module:
+    def net(self) -> UnitDenoiser:
         return self._net
 
     def samples(self, batch: PathBatch, generator: Generator, *, target_B: Tensor | None = None) -> Samples:
@@ -85,13 +85,22 @@ class McDi:
 
     def sample(self, condition: Condition, noise: Noise, *, watch: Watch | None = None) -> Tensor:
         start_BP = noise(condition.mean_BWD.new_empty(len(condition.mean_BWD), self.learner.size))
+        base_BP = self.base_P.expand_as(start_BP)
+        frame = Frame.of(self.learner, condition.mean_BWD, start_BP, base_BP)
+        base_BC = frame.enter(base_BP, 1)
 
-        def at(what: Callable[[Tensor, Tensor, Condition], Tensor]) -> Callable[[Tensor, int], Tensor]:
-            return lambda theta_BP, t: what(theta_BP, torch.tensor([t]), condition)
+        def estimate(c_BC: Tensor, t: int) -> Tensor:
+            share_B = torch.full((1,), t / len(self.chain), dtype=c_BC.dtype, device=c_BC.device)
+            return self._net.within(frame, c_BC + base_BC, share_B, condition.shots_B) - base_BC
 
+        def f(c_BC: Tensor, t: int) -> Tensor:
+            return self.chain.f_of(estimate(c_BC, t), c_BC, torch.tensor([t]))
+
+        seen = (lambda t, c_BC: watch(t, frame.leave(c_BC))) if watch else None
+        c_BC = frame.enter(start_BP)
         if self.sampler == "ddim":
-            return ddim(at(self.estimate), start_BP, self.chain, watch=watch)
-        return mean_steps(at(self.f), start_BP, self.chain, watch=watch)
+            return frame.leave(ddim(estimate, c_BC, self.chain, watch=seen))
+        return frame.leave(mean_steps(f, c_BC, self.chain, watch=seen))
 
     def over_parts(self, values_BP: Tensor) -> Tensor:
         parts = [values_BP[:, part.offset : part.offset + part.size].mean(1) for part in self.learner.layout()]

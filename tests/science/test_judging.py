@@ -82,10 +82,10 @@ def test_rivals_are_compared_with_those_before_them_only() -> None:
 
 
 def test_whole_weights_are_compared_with_their_own_rivals_too() -> None:
-    more = dict.fromkeys(("weights-regression", "local-mean", "reptile", "finetune-random"), mean_rows)
+    more = dict.fromkeys(("weights-regression", "local-mean", "reptile", "finetune-random", "finetune-random-mean"), mean_rows)
     found = summary(*judged(CLASSIFIERS | more))["test"]["shot1"]
     versus = {name: [key for key in cell if key.startswith("vs_")] for name, cell in found.items()}
-    rows, own = ["vs_ncm", "vs_regression"], ["vs_weights-regression", "vs_finetune-random"]
+    rows, own = ["vs_ncm", "vs_regression"], ["vs_weights-regression", "vs_finetune-random", "vs_finetune-random-mean"]
     assert versus == {
         "ncm": [],
         "regression": rows[:1],
@@ -94,6 +94,7 @@ def test_whole_weights_are_compared_with_their_own_rivals_too() -> None:
         "local-mean": rows + own,
         "reptile": rows + own,
         "finetune-random": rows + own[:1],
+        "finetune-random-mean": rows + own[:2],
     }
     assert found["local-mean"]["vs_finetune-random"] == {"diff": 0.0, "ci95": 0.0}
 

@@ -123,15 +123,38 @@ def test_without_weights_the_loss_is_that_of_the_estimate() -> None:
 
 @pytest.mark.parametrize("sampler", ["ddim", "mean-step"])
 def test_weights_are_sampled_by_the_chain_that_is_asked_for(sampler: str) -> None:
-    one, tasks = method("local", sampler=sampler), batch()
-    start = torch.randn(6, LEARNER.size, generator=torch.Generator().manual_seed(5))
+    """Step by step on whole weights; the sampler itself walks in the frame of its start."""
+    one = method("local", sampler=sampler)
+    one.net.double()
+    condition = Condition(batch().condition.mean_BWD.double(), torch.ones(1, dtype=torch.float64))
+    start = torch.randn(6, LEARNER.size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    states: list[Tensor] = []
     with torch.no_grad():
-        found = one.sample(tasks.condition, gaussian_noise(torch.Generator().manual_seed(5)))
+        found = one.sample(condition, lambda like: start.to(like), watch=lambda _t, x: states.append(x))
         if sampler == "ddim":
-            want = ddim(lambda x, t: one.net(x, torch.tensor([t / 12]), tasks.condition), start, one.chain)
+            want = ddim(lambda x, t: one.net(x, torch.tensor([t / 12]).double(), condition), start, one.chain)
         else:
-            want = mean_steps(lambda x, t: one.f(x, torch.tensor([t]), tasks.condition), start, one.chain)
-    torch.testing.assert_close(found, want)
+            want = mean_steps(lambda x, t: one.f(x, torch.tensor([t]), condition), start, one.chain)
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(states[0], start)
+    torch.testing.assert_close(states[-1], found)
+    assert len(states) == 13
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "mean-step"])
+def test_what_is_added_to_a_base_is_sampled_in_a_frame_that_has_the_base_too(sampler: str) -> None:
+    base_P = torch.randn(LEARNER.size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    one = build_weights(FACTS | {"model": "ocd", "sampler": sampler}, WeightScale(base_P, torch.ones_like(base_P)))
+    one.net.double()
+    condition = Condition(batch().condition.mean_BWD.double(), torch.ones(1, dtype=torch.float64))
+    start = torch.randn(6, LEARNER.size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    with torch.no_grad():
+        found = one.sample(condition, lambda like: start.to(like))
+        if sampler == "ddim":
+            want = ddim(lambda x, t: one.estimate(x, torch.tensor([t]), condition), start, one.chain)
+        else:
+            want = mean_steps(lambda x, t: one.f(x, torch.tensor([t]), condition), start, one.chain)
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
 
 
 def test_ocd_sees_its_base_and_gives_what_is_to_be_added() -> None:

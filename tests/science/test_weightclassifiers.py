@@ -36,6 +36,7 @@ CLASSES, WAY = 6, 5
 POINTS = torch.eye(CLASSES)[torch.from_numpy(DATA.label).long()]  # all images of a class are one: its unit vector
 DRAWN = draw_episodes(DATA, "test", way=WAY, shot=2, query=4, episodes=BATCH + 50, seed=0)
 SECTION = {"way": WAY, "draws": 3, "seed": 0, "finetune_lrs": (0.01, 0.3), "finetune_steps": (1, 40), "finetune_few": 2}
+TUNED_FROM_RANDOM = ("finetune-random", "finetune-random-mean")
 LINEAR = Learner("linear", way=WAY, dim=CLASSES, scale=1.0)
 
 
@@ -53,6 +54,9 @@ class Known:
         rows_EWD = support_EWSD.mean(2).roll(-self.turn, 1)
         sharp_E11 = 1 + self.spread * noise(rows_EWD[:, :1, :1])
         return torch.cat([(sharp_E11 * rows_EWD).flatten(1), torch.zeros(len(rows_EWD), WAY)], dim=1)
+
+    def draws(self, support_EWSD: Tensor, noises: list[Noise]) -> Tensor:
+        return torch.stack([self.weights(support_EWSD, noise) for noise in noises])
 
     def logits(self, theta_EP: Tensor, features_END: Tensor) -> Tensor:
         return self.learner.logits(theta_EP, features_END)
@@ -88,7 +92,15 @@ def test_trained_generators_are_read_and_judged(tmp_path: Path) -> None:
     section = SimpleNamespace(**SECTION, ridges=(1.0,), spreads=(1.0,))
     drawn = {(split, 2): draw_episodes(data, "train", way=WAY, shot=2, query=4, episodes=9, seed=0) for split in ("val", "test")}
     judge_all = partial(verdict, section=section, drawn=drawn, data=data, features_ND=features.numpy(), checkpoints=checkpoints)
-    for name in ("local", "local-mean", "weights-regression", "reptile", "finetune-reptile", "finetune-random"):
+    for name in (
+        "local",
+        "local-mean",
+        "weights-regression",
+        "reptile",
+        "finetune-reptile",
+        "finetune-random",
+        "finetune-random-mean",
+    ):
         found, again = judge_all(name, device="cpu"), judge_all(name, device="cpu")
         assert found.choice.centre == ""
         pd.testing.assert_frame_equal(found.rows, again.rows)
@@ -98,18 +110,38 @@ def test_trained_generators_are_read_and_judged(tmp_path: Path) -> None:
             assert test["correct"].sum() > 20 * 9 * 0.3  # a fifth of them are right by chance
 
 
+@pytest.mark.parametrize("together", [1, 14, 500])
+def test_draws_are_those_of_their_noises_however_many_are_made_together(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metadiff.weightgenerator.TOGETHER", together)
+    learner = Perceptron("mlp", WAY, CLASSES, hidden=3)
+    plain = WeightScale(torch.zeros(learner.size), torch.full((learner.size,), 0.5))
+    method = build_weights(NETWORK | {"model": "local", "learner": asdict(learner)}, plain)
+    made, support = WeightGenerator(method, Inputs(), plain, 0.5), POINTS[DRAWN.support_EWS[:7]]
+
+    def noises() -> list[Noise]:
+        return [gaussian_noise(torch_stream(number, "draws")) for number in range(3)]
+
+    with torch.no_grad():
+        found, want = made.draws(support, noises()), [made.weights(support, noise) for noise in noises()]
+    torch.testing.assert_close(found, torch.stack(want))
+    assert (found[0] - found[1]).abs().max() > 0.1
+
+
 def test_generated_weights_stand_after_all_others_and_fine_tuned_ones_last() -> None:
     drawn = [name for model in WEIGHT_MODELS[:4] for name in (model, f"{model}-mean")]
     found = candidates()
-    assert [*found] == ["ncm", "gaussian", *drawn, "weights-regression", "reptile", "finetune-reptile", "finetune-random"]
+    tuned = ["finetune-reptile", "finetune-random", "finetune-random-mean"]
+    assert [*found] == ["ncm", "gaussian", *drawn, "weights-regression", "reptile", *tuned]
     assert [*found["local"]] == [*found["local-mean"]] == [""]
     assert [*found["reptile"]] == ["lr 0.01, 2 steps", "lr 0.3, 2 steps"]
     every = [f"lr {lr}, {steps} steps" for lr in (0.01, 0.3) for steps in (1, 40)]
-    assert [*found["finetune-reptile"]] == [*found["finetune-random"]] == every
+    assert all([*found[name]] == every for name in tuned)
     assert [name for name in found if of_weights(name)] == [*found][2:]
 
 
-@pytest.mark.parametrize(("models", "expected"), [((), []), (("vanilla",), ["vanilla", "vanilla-mean", "finetune-random"])])
+@pytest.mark.parametrize(
+    ("models", "expected"), [((), []), (("vanilla",), ["vanilla", "vanilla-mean", "finetune-random", "finetune-random-mean"])]
+)
 def test_what_was_not_trained_is_not_compared(models: tuple[str, ...], expected: list[str]) -> None:
     assert [*compared({model: Known() for model in models})] == ["ncm", "gaussian", *expected]
 
@@ -171,6 +203,13 @@ def test_random_starts_are_the_tasks_own_and_the_same_in_every_run() -> None:
     assert torch.equal(starts_of(support[:7], 1)[0], starts[200:207])
     assert float(starts.std()) == pytest.approx(Known().start_std, rel=0.05)
     assert 0 < float((one[0, :200] - starts[:200]).abs().max()) < 0.011  # what a step of Adam moves
+
+
+def test_several_random_starts_are_fine_tuned_each_by_itself_and_the_first_is_that_of_one() -> None:
+    one, several = (candidates()[name]["lr 0.3, 40 steps"].adapt(POINTS, DRAWN) for name in TUNED_FROM_RANDOM)
+    assert len(several) == 3
+    torch.testing.assert_close(several[:1], one)
+    assert (several[1] - several[0]).abs().max() > 0.1
 
 
 def test_enough_steps_learn_the_support_and_validation_prefers_them() -> None:
