@@ -6,6 +6,7 @@ Shapes: G draws, E episodes, W ways, S shots, N images, D features, P weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -63,13 +64,13 @@ def drawn_weights(generator: WeightGenerator, section: Evaluate, *, draws: int =
     return weights
 
 
-def random_starts(generator: WeightGenerator, section: Evaluate) -> WeightsOf:
-    """One draw of the weights that training trajectories begin with, a stream a task."""
+def random_starts(generator: WeightGenerator, section: Evaluate, *, draws: int = 1) -> WeightsOf:
+    """Draws of the weights that training trajectories begin with, a stream a task: the first is the same however many follow."""
 
     def starts(support_EWSD: Tensor, batch: int) -> Tensor:
-        streams = (numpy_stream(section.seed, "finetune", batch, number) for number in range(len(support_EWSD)))
-        start_EP = torch.stack([generator.learner.start(stream, generator.start_std) for stream in streams])
-        return start_EP[None].to(support_EWSD.device)
+        streams = [numpy_stream(section.seed, "finetune", batch, number) for number in range(len(support_EWSD))]
+        start_GP = [[generator.learner.start(stream, generator.start_std) for stream in streams] for _ in range(draws)]
+        return torch.stack([torch.stack(start_EP) for start_EP in start_GP]).to(support_EWSD.device)
 
     return starts
 
@@ -77,12 +78,12 @@ def random_starts(generator: WeightGenerator, section: Evaluate) -> WeightsOf:
 def finetuned(
     generator: WeightGenerator, section: Evaluate, starts_of: WeightsOf, *, steps: tuple[int, ...]
 ) -> dict[str, Candidate]:
-    """From one draw of starts, in every way that validation may prefer."""
+    """From each draw of starts, in every way that validation may prefer."""
 
     def weights_of(lr: float, count: int) -> WeightsOf:
         def weights(support_EWSD: Tensor, batch: int) -> Tensor:
-            (start_EP,) = starts_of(support_EWSD, batch)
-            return finetune(generator.learner, generator.inputs, support_EWSD, start_EP, lr=lr, steps=count)[None]
+            tune = partial(finetune, generator.learner, generator.inputs, support_EWSD, lr=lr, steps=count)
+            return torch.stack([tune(start_EP) for start_EP in starts_of(support_EWSD, batch)])
 
         return weights
 
