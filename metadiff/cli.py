@@ -11,6 +11,7 @@ from metadiff.errors import DataError, NumericError, ParamsError
 from metadiff.screens import (
     PARAMS,
     plain_console,
+    show_chains,
     show_changes,
     show_classes,
     show_comparison,
@@ -37,6 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     results.add_argument("--next", action="store_true", help="draw the curves too, and say what to do next")
     inspect = commands.add_parser("inspect", help="what a store of trajectories holds, and a picture of it")
     inspect.add_argument("store", nargs="?", default=TRAJECTORIES, type=Path, help=f"by default {TRAJECTORIES}")
+    chains = commands.add_parser("chains", help="a picture of how whole weights are generated for a new task, over its loss")
+    chains.add_argument("--model", help="as in mcdi.models; by default the first that was trained")
+    chains.add_argument("--episode", type=int, default=0, help="number of the validation episode (default: %(default)s)")
+    chains.add_argument("--shot", type=int, help="support images a class; by default the most of evaluate.shots")
     toy = commands.add_parser("toy", help="the smallest proof: Gaussian classes, where the best classifier is known")
     toy.add_argument("--seed", type=int, default=0, help="of the world, the training and the episodes (default: %(default)s)")
     toy.add_argument("--out", type=Path, default=TOY_PLOT, help="where the figure goes (default: %(default)s)")
@@ -67,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.command == "inspect":
             show_store(Console(), chosen.store)
+        elif chosen.command == "chains":
+            show_chains(plain_console(), TRAJECTORIES, model=chosen.model, episode=chosen.episode, shot=chosen.shot)
         elif chosen.command == "trace":
             show_trace(plain_console(), chosen)
         elif chosen.command == "changes":

@@ -25,6 +25,8 @@ COLUMNS = ("shots", "classifier", "accuracy", "to ncm", "to gaussian", "to regre
 MEANING = "accuracy in per cent and paired differences, ± half of the 95 % interval over episodes, not over classes or seeds"
 WIDTH = 110  # of the table, where no terminal says how wide it is
 PARAMS = Path("params.yaml")
+FEATURES = Path("data/backbone/features.h5")
+GENERATOR = Path("data/generator")
 METRICS = Path("data/results/metrics.json")
 PLOT = Path("plots/run.png")
 FEW = 20  # pictures that are listed one by one
@@ -72,6 +74,40 @@ def show_store(console: Console, path: Path) -> None:
     console.print("\n".join(summary(store)), highlight=False, soft_wrap=True)
     console.print(progress_table(store))
     console.print(f"Picture:  {draw(store, PLOT.with_name('trajectories.png'))}", highlight=False, soft_wrap=True)
+
+
+def show_chains(console: Console, store: Path, *, model: str | None, episode: int, shot: int | None) -> None:
+    """On an episode of those by which `evaluate` chooses."""
+    import torch
+
+    from metadiff import chainfigure as figure
+    from metadiff.classifiers import make_weight_generators, read_checkpoints
+    from metadiff.diffusion import gaussian_noise
+    from metadiff.params import load
+    from metadiff.rng import torch_stream
+    from metadiff.store import read_features, read_rows
+    from metadiff.trajectory_store import open_trajectories
+    from metadiff.weightclassifiers import WITHOUT_NOISE
+
+    section, made = load(PARAMS).evaluate, make_weight_generators(read_checkpoints(GENERATOR), "cpu")
+    drawing = [name for name in made if name not in WITHOUT_NOISE]
+    model = model or next(iter(drawing), "local")
+    if model not in drawing:
+        there = ", ".join(drawing) or "none"
+        raise DataError(f"{GENERATOR}: no chain of {model}; there are: {there}; name it in mcdi.models and run: dvc repro")
+    if not FEATURES.is_file():
+        raise DataError(f"{FEATURES}: missing; make it: dvc repro pretrain, or dvc pull")
+    data, features_ND = read_rows(FEATURES), torch.from_numpy(read_features(FEATURES))
+    sizes = {"shot": shot or section.shots[-1], "query": section.query, "seed": section.seed}
+    task = figure.task_of(made[model], data, features_ND, episode=episode, **sizes)
+    chains = figure.chain_walks(task, gaussian_noise(torch_stream(section.seed, "chains", episode)))
+    optimisers = figure.optimiser_walks(task, chains, open_trajectories(store).attributes["params"])
+    title = f"{model} on validation episode {episode} of {data.dataset}: {made[model].learner.way}-way, {sizes['shot']}-shot"
+    ends = {"noise": (chains, 0), "chain": (chains, -1), "optimiser": (optimisers, -1)}
+    found = ", ".join(f"{name} {figure.mean_loss(task, *walks):.3f}" for name, walks in ends.items())
+    picture = figure.draw_chains(PLOT.with_name("chains.png"), task, chains, optimisers, title=title)
+    lines = [title, f"cross-entropy of the queries, mean of {figure.DRAWS} draws: {found}", f"Picture:  {picture}"]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def show_trace(console: Console, chosen: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ Shapes: G draws, E episodes, W ways, S shots, N images, D features, P weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -67,12 +68,12 @@ def drawn_weights(generator: WeightGenerator, section: Evaluate, *, draws: int =
 
 
 def random_starts(generator: WeightGenerator, section: Evaluate, *, draws: int = 1) -> WeightsOf:
-    """Draws of the weights that training trajectories begin with, a stream a task, of which each next draw goes on."""
+    """Draws of the weights that training trajectories begin with, a stream a task: the first is the same however many follow."""
 
     def starts(support_EWSD: Tensor, batch: int) -> Tensor:
         streams = [numpy_stream(section.seed, "finetune", batch, number) for number in range(len(support_EWSD))]
-        drawn = [[generator.learner.start(stream, generator.start_std) for stream in streams] for _ in range(draws)]
-        return torch.stack([torch.stack(start_EP) for start_EP in drawn]).to(support_EWSD.device)
+        start_GP = [[generator.learner.start(stream, generator.start_std) for stream in streams] for _ in range(draws)]
+        return torch.stack([torch.stack(start_EP) for start_EP in start_GP]).to(support_EWSD.device)
 
     return starts
 
@@ -84,10 +85,8 @@ def finetuned(
 
     def weights_of(lr: float, count: int) -> WeightsOf:
         def weights(support_EWSD: Tensor, batch: int) -> Tensor:
-            def end(start_EP: Tensor) -> Tensor:
-                return finetune(generator.learner, generator.inputs, support_EWSD, start_EP, lr=lr, steps=count)
-
-            return torch.stack([end(start_EP) for start_EP in starts_of(support_EWSD, batch)])
+            tune = partial(finetune, generator.learner, generator.inputs, support_EWSD, lr=lr, steps=count)
+            return torch.stack([tune(start_EP) for start_EP in starts_of(support_EWSD, batch)])
 
         return weights
 

@@ -20,31 +20,12 @@ import torch
 
 from metadiff.artifact import write_json
 from metadiff.baselines.gaussian import GaussianPosterior
-from metadiff.candidates import OfWeights
-from metadiff.classifiers import (
-    NAMES,
-    Generators,
-    classifiers,
-    drawn_rows,
-    make_generators,
-    make_weight_generators,
-    read_checkpoints,
-)
+from metadiff.classifiers import classifiers, make_generators, make_weight_generators, read_checkpoints
 from metadiff.episodes import draw_episodes, shared_groups
-from metadiff.evaluation import (
-    TYPICAL,
-    accuracy,
-    correct_counts,
-    log_probabilities,
-    negative_log_likelihood,
-    targets,
-)
 from metadiff.judging import Verdict, summary, verdict
-from metadiff.methods import SAMPLERS, Sampling
-from metadiff.rows import Rows
 from metadiff.store import read_features, read_rows, write_arrays
-from metadiff.weightclassifiers import WITHOUT_NOISE, WeightGenerators, drawn_weights
 from stages.checks import results_contract
+from stages.curves import chain_curve, draws_curve, sampling_curve
 from stages.executors import Job, computed_units
 from stages.runner import Run, Stage, main
 
@@ -72,6 +53,7 @@ def build(run: Run[Evaluate]) -> None:
     size = dict.fromkeys(names, len(drawn) * section.episodes)
     folders = computed_units(run, size, job_of, save_unit, what="classifying", unit="episodes")
     *tables, choices = zip(*map(load_unit, folders), strict=True)
+    chosen = dict(zip(names, choices, strict=True))
     rows, bins = (pd.concat(parts, ignore_index=True) for parts in tables)
     overlaps = {cell: shared_groups(episodes, data.group) for cell, episodes in drawn.items()}
     rows["overlap"] = [overlaps[row.split, row.shot][row.episode] for row in rows.itertuples()]
@@ -81,9 +63,10 @@ def build(run: Run[Evaluate]) -> None:
     bins.to_csv(run.out / "calibration.csv", index=False, lineterminator="\n")
     write_arrays(run.out / "episodes.h5", {f"{s}/shot{k}/{n}": ids for (s, k), e in drawn.items() for n, ids in vars(e).items()})
     sampling_curve(run, generators, features, data).to_csv(run.out / "sampling.csv", index=False, lineterminator="\n")
-    draws_curve(run, weights, features, data).to_csv(run.out / "draws.csv", index=False, lineterminator="\n")
+    draws_curve(run, weights, chosen, features, data).to_csv(run.out / "draws.csv", index=False, lineterminator="\n")
+    chain_curve(run, weights, features, data).to_csv(run.out / "chain.csv", index=False, lineterminator="\n")
     about = {"dataset": data.dataset, "way": section.way, "query": section.query, "episodes": section.episodes}
-    write_json(run.out / "metrics.json", about | summary(rows, bins) | {"chosen": dict(zip(names, choices, strict=True))})
+    write_json(run.out / "metrics.json", about | summary(rows, bins) | {"chosen": chosen})
     write_json(run.out / "lineage.json", run.lineage())
 
 
@@ -96,44 +79,6 @@ def save_unit(folder: Path, found: Verdict) -> None:
 def load_unit(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     rows, bins = (pd.read_csv(folder / name) for name in ("rows.csv", "bins.csv"))
     return rows, bins, json.loads((folder / "choice.json").read_bytes())
-
-
-def sampling_curve(run: Run[Evaluate], generators: Generators, features_ND: torch.Tensor, data: Rows) -> pd.DataFrame:
-    """Accuracy on validation episodes by number of sampling steps: one row a number, one column a model, sampler and shot."""
-    section = run.params
-    sizes = {"way": section.way, "query": section.query, "episodes": section.curve_episodes, "seed": section.seed}
-    episodes = {shot: draw_episodes(data, "val", shot=shot, **sizes) for shot in section.shots}
-    models = [model for model in generators if model != "regression"]
-    table = pd.DataFrame({"steps": section.curve})
-    columns = list(product(models, SAMPLERS, section.shots))
-    with run.progress("sampling curve", total=len(columns) * len(section.curve), unit="points") as advance:
-        for model, sampler, shot in columns:
-            values = []
-            for steps in section.curve:
-                rows = drawn_rows(generators[model]["average"], section, Sampling(sampler, steps))
-                values.append(round(accuracy(rows, features_ND, episodes[shot]), 3))
-                advance(1)
-                run.stop_if_asked("while drawing the sampling curve", "draws it anew, after the classifiers")
-            table[f"{NAMES.get(model, model)} {sampler} {shot}-shot"] = values
-    return table
-
-
-def draws_curve(run: Run[Evaluate], weights: WeightGenerators, features_ND: torch.Tensor, data: Rows) -> pd.DataFrame:
-    """Accuracy and likelihood on validation episodes where the probabilities of several generated classifiers are averaged."""
-    section, drawing = run.params, {model: made for model, made in weights.items() if model not in WITHOUT_NOISE}
-    sizes = {"way": section.way, "query": section.query, "episodes": section.curve_episodes, "seed": section.seed}
-    table = pd.DataFrame({"draws": section.draw_curve})
-    with run.progress("draws curve", total=len(drawing) * len(section.shots), unit="columns") as advance:
-        for (model, made), shot in product(drawing.items(), section.shots if section.draw_curve else ()):
-            episodes = draw_episodes(data, "val", shot=shot, **sizes)
-            several = OfWeights(drawn_weights(made, section, draws=section.draw_curve[-1]), made.logits)
-            scores_GEQW, target_Q = several.scores(features_ND, episodes)[""], targets(episodes)
-            logs = [log_probabilities(scores_GEQW[:draws], TYPICAL) for draws in section.draw_curve]
-            table[f"{model} {shot}-shot"] = [round(100 * correct_counts(log, target_Q).mean() / len(target_Q), 3) for log in logs]
-            table[f"{model} {shot}-shot nll"] = [round(negative_log_likelihood(log, target_Q).mean(), 4) for log in logs]
-            advance(1)
-            run.stop_if_asked("while drawing the draws curve", "draws it anew, after the classifiers")
-    return table
 
 
 STAGE = Stage(

@@ -34,6 +34,7 @@ STUDIES = ROOT / "studies"
 PREPARED = Path("data/prepared")
 AFTER = ("pretrain", "collect", "metatrain", "evaluate")
 OWN = {"shared": {"seed"}, "prepare": {"path"}}  # what the study says elsewhere than in its changes
+CURVES = ("draws.csv", "chain.csv")  # with columns where there are generators of whole weights
 TIMED = 500  # tasks
 
 
@@ -122,8 +123,11 @@ def run(stage: str, cell: Path) -> int:
 def keep_results(cell: Path, results: Path) -> None:
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
-    for name in ("metrics.json", "episodes.csv", "lineage.json"):
-        shutil.copy(cell / "data/results" / name, results / name)
+    found = cell / "data/results"
+    curves = [name for name in CURVES if "," in (found / name).read_text().partition("\n")[0]]  # of any generator
+    further = [name for name in ("memory.json",) if (found / name).is_file()]
+    for name in ("metrics.json", "episodes.csv", "lineage.json", *curves, *further):
+        shutil.copy(found / name, results / name)
     write_json(results / "seconds.json", adaptation_seconds(cell))
 
 

@@ -1,6 +1,6 @@
-"""The results of a study's cells -> table.json, a flat row a data set, method and number of shots; a figure; README's table.
+"""The results of a study's cells -> table.json, a flat row a data set, method and number of shots; figures; README's table.
 
-    python -m stages.table few-shot   writes studies/few-shot/table.json and gain.png
+    python -m stages.table few-shot   writes studies/few-shot/table.json and gain.png, and draws.png where it has draws_of
     python -m stages.table --readme   writes the table of every study into README.md, between its two marks
 
 Test episodes are the same for all seeds. An interval is over episodes and over training seeds, the root of the sum of both
@@ -59,6 +59,12 @@ def write_table(study: Path) -> None:
     rows = [row for dataset in varied["datasets"] for row in dataset_rows(study, dataset, **how)]
     write_json(study / "table.json", rows)
     draw(study / "gain.png", rows, varied["drawn"])
+    if "draws_of" in varied:
+        found = draws_curves(study, varied["draws_of"], seeds=varied["seeds"], names=varied["names"])
+        curves = {name: found[name] for name in varied["drawn"] if name in found}
+        if not curves:
+            raise DataError(f"{study / 'params.yaml'}: drawn: none of them is drawn several times; there are {', '.join(found)}")
+        draw_draws(study / "draws.png", varied["draws_of"], curves)
     for row in rows:
         print(" | ".join(cells(row, rivals_in(rows))))
 
@@ -99,9 +105,28 @@ def per_cent(cells: list[pd.DataFrame], classifier: str) -> Values:
 
 def interval(name: str, half: str, values_SE: Values) -> dict[str, float]:
     mean, over_episodes = mean_and_ci95(values_SE.mean(0))
-    seeds = len(values_SE)
-    over_seeds = STUDENT[seeds - 2] * float(values_SE.mean(1).std(ddof=1)) / seeds**0.5 if seeds > 1 else 0.0
-    return {name: round(mean, 3), half: round(float(np.hypot(over_episodes, over_seeds)), 3)}
+    return {name: round(mean, 3), half: round(float(np.hypot(over_episodes, half_over_seeds(values_SE.mean(1)))), 3)}
+
+
+def half_over_seeds(means_S: Values) -> Values:
+    """Of the 95 % interval, for each column of (S, ...); of one seed there is none."""
+    seeds = len(means_S)
+    half: Values = STUDENT[seeds - 2] * means_S.std(axis=0, ddof=1) / seeds**0.5 if seeds > 1 else np.zeros_like(means_S[0])
+    return half
+
+
+def draws_curves(study: Path, dataset: str, *, seeds: list[int], names: dict[str, str]) -> dict[str, dict[str, pd.DataFrame]]:
+    """By classifier and column of draws.csv, such as `5-shot nll`: a row a number of draws, a column a seed."""
+    paths = [results_folder(study, dataset, seed) / "draws.csv" for seed in seeds]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(f"{missing[0]}: missing; draws_of of {study / 'params.yaml'} must be a data set with generated weights")
+    tables = [pd.read_csv(path, index_col="draws") for path in paths]
+    curves: dict[str, dict[str, pd.DataFrame]] = {}
+    for column in tables[0]:
+        classifier, _, what = str(column).partition(" ")
+        curves.setdefault(names.get(classifier, classifier), {})[what] = pd.concat([table[column] for table in tables], axis=1)
+    return curves
 
 
 def shown_rows(study: Path) -> list[dict[str, Any]]:
@@ -162,6 +187,32 @@ def draw(path: Path, rows: list[dict[str, Any]], methods: list[str]) -> None:
         axes.grid(alpha=0.3, axis="y")
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def draw_draws(path: Path, dataset: str, curves: dict[str, dict[str, pd.DataFrame]]) -> None:
+    """What averaging over draws is worth: a colour a classifier, dashed with fewer shots; the band is over seeds."""
+    mpl.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    panels = dict(zip(("accuracy, per cent", "negative log-likelihood"), figure.subplots(1, 2), strict=True))
+    shots = list(dict.fromkeys(what.partition("-")[0] for curve in curves.values() for what in curve))
+    for number, (classifier, curve) in enumerate(curves.items()):
+        for what, by_seed in curve.items():
+            axes = panels["negative log-likelihood" if what.endswith("nll") else "accuracy, per cent"]
+            shot, draws = what.partition("-")[0], by_seed.index.to_numpy()
+            mean, half = by_seed.mean(axis=1).to_numpy(), half_over_seeds(by_seed.to_numpy().T)
+            label = f"{classifier}, {shot} shot{'s' * (shot != '1')}"
+            style = "-" if shot == shots[-1] else "--"
+            axes.plot(draws, mean, style, color=f"C{number}", marker=".", label=label)
+            axes.fill_between(draws, mean - half, mean + half, color=f"C{number}", alpha=0.2, linewidth=0)
+    for what, axes in panels.items():
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(draws, [str(count) for count in draws])
+        axes.set(title=f"{dataset}: {what}", xlabel="draws whose probabilities are averaged")
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(curves), fontsize=9)
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":

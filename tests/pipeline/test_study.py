@@ -119,6 +119,92 @@ def test_rows_pair_the_episodes_of_a_seed(studies: Path) -> None:
     assert json.loads((few / "table.json").read_bytes()) == [ncm, metadiff]
     with Image.open(few / "gain.png") as picture:
         assert picture.width > picture.height
+    assert not (few / "draws.png").exists()
+
+
+def kept_by(cell: Path, **files: str) -> set[str]:
+    """What a cell keeps of such results."""
+    (cell / "data/results").mkdir(parents=True)
+    for name, text in {"metrics.json": "{}", "episodes.csv": "", "lineage.json": "{}", **files}.items():
+        (cell / "data/results" / name).write_text(text)
+    study.keep_results(cell, cell / "kept")
+    for path in (cell / "kept").iterdir():
+        assert path.name == "seconds.json" or path.read_bytes() == (cell / "data/results" / path.name).read_bytes()
+    return {path.name for path in (cell / "kept").iterdir()}
+
+
+def test_a_cell_keeps_its_curves_where_there_are_generators_of_whole_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "adaptation_seconds", lambda _cell: {"ncm": 0.1})
+    always = {"metrics.json", "episodes.csv", "lineage.json", "seconds.json"}
+    assert kept_by(tmp_path / "rows", **{"draws.csv": "draws\n1\n", "chain.csv": "time\n"}) == always
+    drawn = {"draws.csv": "draws,local 1-shot\n1,50\n", "chain.csv": "time,local 1-shot\n0,20\n", "memory.json": "{}"}
+    assert kept_by(tmp_path / "weights", **drawn) == always | {*drawn}
+
+
+def drawn_study(folder: Path, **changes: object) -> Path:
+    """Two seeds whose curves are known."""
+    few = varied(folder, one={})
+    params = YAML().load(few / "params.yaml") | {"drawn": ["local", "regression", "ncm"], "draws_of": "one", **changes}
+    YAML().dump(params | {"names": {"weights-regression": "regression"}}, few / "params.yaml")
+    for seed in (0, 1):
+        results = study.results_folder(few, "one", seed)
+        results.mkdir(parents=True)
+        values = {"draws": [1, 2, 16], "local 5-shot": [60.0, 70 + 4 * seed, 80], "local 5-shot nll": [2.0, 1, 0.5]}
+        values |= {"naive 5-shot": [30.0] * 3, "naive 5-shot nll": [9.0] * 3}
+        pd.DataFrame(values | {f"weights-regression 5-shot{what}": [2.0] * 3 for what in ("", " nll")}).to_csv(
+            results / "draws.csv", index=False
+        )
+    return few
+
+
+def test_curves_of_draws_are_over_seeds(studies: Path) -> None:
+    few = drawn_study(studies / "few")
+    curves = table.draws_curves(few, "one", seeds=[0, 1], names={"weights-regression": "regression"})
+    assert [*curves] == ["local", "naive", "regression"]
+    assert [*curves["local"]] == ["5-shot", "5-shot nll"]
+    accuracy = curves["local"]["5-shot"]
+    assert (accuracy.index.tolist(), accuracy.loc[2].tolist()) == ([1, 2, 16], [70, 74])
+    half = table.half_over_seeds(accuracy.to_numpy().T)
+    np.testing.assert_allclose(half, [0, stats.t.ppf(0.975, 1) * stats.sem([70, 74]), 0], rtol=1e-3)
+    assert table.half_over_seeds(accuracy.to_numpy().T[:1]).tolist() == [0, 0, 0]
+
+
+def test_the_figure_of_draws_has_the_drawn_models_of_its_data_set(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, seen = drawn_study(studies / "few"), {}
+    monkeypatch.setattr(table, "dataset_rows", lambda *_, **__: [])
+    monkeypatch.setattr(table, "draw", lambda *_: None)
+    draw_draws = table.draw_draws
+
+    def remembered(path: Path, dataset: str, curves: dict[str, Any]) -> None:
+        seen[dataset] = [*curves]
+        draw_draws(path, dataset, curves)
+
+    monkeypatch.setattr(table, "draw_draws", remembered)
+    assert table.main(["few"]) == 0
+    assert seen == {"one": ["local", "regression"]}
+    with Image.open(few / "draws.png") as picture:
+        assert picture.width == 900
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"drawn": ["ncm"]}, "drawn: none of them is drawn several times; there are local, naive, regression"),
+        ({"draws_of": "two"}, "results/two/0/draws.csv: missing; draws_of of"),
+    ],
+)
+def test_a_figure_of_draws_that_cannot_be_is_said(
+    studies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(table, "dataset_rows", lambda *_, **__: [])
+    monkeypatch.setattr(table, "draw", lambda *_: None)
+    drawn_study(studies / "few", **changes)
+    assert table.main(["few"]) == os.EX_DATAERR
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
 
 
 def test_more_seeds_than_there_are_factors_for_are_refused(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:

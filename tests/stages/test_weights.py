@@ -110,7 +110,14 @@ def test_every_model_is_trained_and_judged_on_the_same_episodes(checkout: Path, 
     assert metrics["test"]["shot2"]["finetune-random"]["accuracy"] > 60  # chance is 33
     curve = pd.read_csv(checkout / "data/results/draws.csv")
     assert curve["draws"].tolist() == [1, 3]
-    assert set(curve) == {"draws"} | {f"{name} {shot}-shot{what}" for name in drawing for shot in (1, 2) for what in ("", " nll")}
+    rivals = ["weights-regression", "finetune-random"]
+    columns = {f"{name} {shot}-shot{what}" for name in drawing + rivals for shot in (1, 2) for what in ("", " nll")}
+    assert set(curve) == {"draws"} | columns
+    chain = pd.read_csv(checkout / "data/results/chain.csv")
+    assert chain["time"].tolist() == [*range(21)]
+    assert len([name for name in chain if name.endswith(" support")]) == 2 * len(drawing)
+    for name in columns & set(chain):
+        assert chain[name].iloc[-1] == curve[name].iloc[0]
     episodes = pd.read_csv(checkout / "data/results/episodes.csv")
     assert episodes.groupby(["classifier", "split", "shot"]).size().eq(20).all()
     lineage = json.loads((checkout / "data/results/lineage.json").read_bytes())

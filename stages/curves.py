@@ -1,0 +1,110 @@
+"""The curves of `evaluate`, all on validation episodes: by sampling steps, by draws, and along the chains of whole weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from torch import Tensor
+
+from metadiff.candidates import Candidate, OfWeights
+from metadiff.chains import chain_states
+from metadiff.classifiers import NAMES, Generators, drawn_rows
+from metadiff.episodes import Episodes, draw_episodes
+from metadiff.evaluation import TYPICAL, accuracy, correct_counts, log_probabilities, negative_log_likelihood, targets
+from metadiff.methods import SAMPLERS, Sampling
+from metadiff.rows import Rows
+from metadiff.weightclassifiers import WITHOUT_NOISE, WeightGenerators, drawn_weights, finetuned, random_starts
+from stages.runner import Run
+
+if TYPE_CHECKING:
+    from metadiff.params import Evaluate
+
+
+def sampling_curve(run: Run[Evaluate], generators: Generators, features_ND: Tensor, data: Rows) -> pd.DataFrame:
+    """Accuracy by number of sampling steps: one row a number, one column a model, sampler and shot."""
+    section, episodes = run.params, curve_episodes(run.params, data)
+    models = [model for model in generators if model != "regression"]
+    table = pd.DataFrame({"steps": section.curve})
+    columns = list(product(models, SAMPLERS, section.shots))
+    with run.progress("sampling curve", total=len(columns) * len(section.curve), unit="points") as advance:
+        for model, sampler, shot in columns:
+            values = []
+            for steps in section.curve:
+                rows = drawn_rows(generators[model]["average"], section, Sampling(sampler, steps))
+                values.append(round(accuracy(rows, features_ND, episodes[shot]), 3))
+                advance(1)
+                run.stop_if_asked("while drawing the sampling curve", "draws it anew, after the classifiers")
+            table[f"{NAMES.get(model, model)} {sampler} {shot}-shot"] = values
+    return table
+
+
+def draws_curve(
+    run: Run[Evaluate], weights: WeightGenerators, chosen: Mapping[str, Any], features_ND: Tensor, data: Rows
+) -> pd.DataFrame:
+    """Accuracy and likelihood where the probabilities of several classifiers of a task are averaged.
+
+    ``chosen`` is what validation chose of each classifier: so are the rivals' rate and steps.
+    """
+    section, episodes = run.params, curve_episodes(run.params, data)
+    several = dict(averaged(section, weights, chosen)) if section.draw_curve else {}
+    table = pd.DataFrame({"draws": section.draw_curve})
+    with run.progress("draws curve", total=len(several) * len(episodes), unit="columns") as advance:
+        for (name, candidate), (shot, drawn) in product(several.items(), episodes.items()):
+            scores_GEQW = candidate.scores(features_ND, drawn)[""]
+            found = [measured(scores_GEQW[:draws], drawn) for draws in section.draw_curve]
+            table[f"{name} {shot}-shot"], table[f"{name} {shot}-shot nll"] = zip(*found, strict=True)
+            advance(1)
+            run.stop_if_asked("while drawing the draws curve", "draws it anew, after the classifiers")
+    return table
+
+
+def averaged(section: Evaluate, weights: WeightGenerators, chosen: Mapping[str, Any]) -> Iterator[tuple[str, Candidate]]:
+    """The generators, and what they have to beat: as many fine-tuned starts, and the control, whose only draw is a level."""
+    draws = section.draw_curve[-1]
+    for model in filter(weights.__contains__, [*with_chain(weights), "weights-regression"]):
+        several = drawn_weights(weights[model], section, draws=1 if model in WITHOUT_NOISE else draws)
+        yield model, OfWeights(several, weights[model].logits)
+    for generator in [*weights.values()][:1]:  # all have the same base learner
+        starts = random_starts(generator, section, draws=draws)
+        ways = finetuned(generator, section, starts, steps=section.finetune_steps)
+        yield "finetune-random", ways[chosen["finetune-random"]["candidate"]]
+
+
+def chain_curve(run: Run[Evaluate], weights: WeightGenerators, features_ND: Tensor, data: Rows) -> pd.DataFrame:
+    """Along the chain of one draw, from noise to the end: loss on the support, accuracy and likelihood of the queries."""
+    section, episodes, models = run.params, curve_episodes(run.params, data), with_chain(weights)
+    columns: dict[str, Sequence[float]] = {"time": []}
+    with run.progress("chains", total=len(models) * len(episodes), unit="columns") as advance:
+        for model, (shot, drawn) in product(models, episodes.items()):
+            states = OfWeights(chain_states(weights[model], section), weights[model].logits)
+            seen = replace(drawn, query_EWQ=drawn.support_EWS)
+            on_support, on_queries = (
+                [measured(scores_EQW[None], of) for scores_EQW in states.scores(features_ND, of)[""]] for of in (seen, drawn)
+            )
+            columns["time"] = range(len(on_queries))
+            columns[f"{model} {shot}-shot support"] = [loss for _, loss in on_support]
+            columns[f"{model} {shot}-shot"], columns[f"{model} {shot}-shot nll"] = zip(*on_queries, strict=True)
+            advance(1)
+            run.stop_if_asked("while following the chains", "follows them anew, after the classifiers")
+    return pd.DataFrame(columns)
+
+
+def curve_episodes(section: Evaluate, data: Rows) -> dict[int, Episodes]:
+    """By number of shots."""
+    sizes = {"way": section.way, "query": section.query, "episodes": section.curve_episodes, "seed": section.seed}
+    return {shot: draw_episodes(data, "val", shot=shot, **sizes) for shot in section.shots}
+
+
+def with_chain(weights: WeightGenerators) -> list[str]:
+    return [model for model in weights if model not in WITHOUT_NOISE]
+
+
+def measured(scores_GEQW: Tensor, episodes: Episodes) -> tuple[float, float]:
+    """Accuracy in per cent, and the mean negative log-likelihood."""
+    log_EQW, target_Q = log_probabilities(scores_GEQW, TYPICAL), targets(episodes)
+    right = 100 * correct_counts(log_EQW, target_Q).mean() / len(target_Q)
+    return round(right, 3), round(negative_log_likelihood(log_EQW, target_Q).mean(), 4)
