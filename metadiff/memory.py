@@ -59,7 +59,7 @@ def nearest(one_AP: Tensor, other_BP: Tensor, learner: BaseLearner, *, among: bo
 
     At first classes are paired so that those of a pair are most alike: by the rows of a linear head, which gives the least
     distance of all orders of the classes; of a perceptron by the linear map that it would be if no unit were cut off at 0, which
-    gives the least or, seldom, one little above it. Then hidden units are in the best of all their orders.
+    gives of trained heads the least or, seldom, one little above it. Then hidden units are in the best of all their orders.
     """
     one, other = (_heads(found.double(), learner) for found in (one_AP, other_BP))
     size = len(other_BP)

@@ -71,8 +71,8 @@ def build(run: Run[Evaluate]) -> None:
     ends = PathEnds.of(store) if store is not None else None
     tasks = make_training_tasks(ends, weights, features, data)
     candidates = dict(classifiers(section, GaussianPosterior(features, data), generators, weights, tasks))
-    names, judge = [*candidates], partial(verdict, section=section, drawn=drawn, data=data, features_ND=features_ND)
-    judge = partial(judge, checkpoints=checkpoints, ends=ends)
+    names = [*candidates]
+    judge = partial(verdict, section=section, drawn=drawn, data=data, features_ND=features_ND, checkpoints=checkpoints, ends=ends)
 
     def job_of(name: str) -> Job[Verdict]:
         return partial(judge, name, device=run.device)
