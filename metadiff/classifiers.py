@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.baselines.ncm import mean_rows
+from metadiff.baselines.nearest import PathEnds, TrainingTasks
 from metadiff.candidates import Candidate, OfRows
 from metadiff.checkpoint import load_checkpoint
 from metadiff.diffusion import gaussian_noise
@@ -24,6 +25,7 @@ from metadiff.methods import Sampling
 from metadiff.methods.mcdi import WEIGHT_MODELS
 from metadiff.methods.metadiff import MODELS, sampling_of
 from metadiff.rng import torch_stream
+from metadiff.rows import Rows
 from metadiff.weightclassifiers import WeightGenerators, weight_classifiers
 from metadiff.weightgenerator import undump_weights
 
@@ -57,14 +59,28 @@ def make_weight_generators(checkpoints: Checkpoints, device: str) -> WeightGener
     }
 
 
+def make_training_tasks(
+    ends: PathEnds | None, weights: WeightGenerators, features_ND: Tensor, data: Rows
+) -> TrainingTasks | None:
+    """Those that generators of whole weights learned from; all of these have the same base learner."""
+    if ends is None or not weights:
+        return None
+    first = next(iter(weights.values()))
+    return TrainingTasks(ends, features_ND, data, learner=first.learner, inputs=first.inputs)
+
+
 def classifiers(
-    section: Evaluate, posterior: GaussianPosterior, generators: Generators, weights: WeightGenerators
+    section: Evaluate,
+    posterior: GaussianPosterior,
+    generators: Generators,
+    weights: WeightGenerators,
+    tasks: TrainingTasks | None = None,
 ) -> Iterator[tuple[str, dict[str, Candidate]]]:
     """The name in metrics.json, and candidates by what sets them apart."""
     centres = {"origin": None, "base mean": posterior.mean_D.float()}  # from where angles are measured
     for name, found in row_classifiers(section, posterior, generators):
         yield name, {about: OfRows(rows_of, centres) for about, rows_of in found.items()}
-    yield from weight_classifiers(section, weights)
+    yield from weight_classifiers(section, weights, tasks)
 
 
 def row_classifiers(

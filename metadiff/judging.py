@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metadiff.baselines.gaussian import GaussianPosterior
+from metadiff.baselines.nearest import PathEnds
 from metadiff.candidates import Candidate
-from metadiff.classifiers import Checkpoints, classifiers, make_generators, make_weight_generators
+from metadiff.classifiers import Checkpoints, classifiers, make_generators, make_training_tasks, make_weight_generators
 from metadiff.episodes import Episodes
 from metadiff.evaluation import (
     BINS,
@@ -63,11 +64,13 @@ def verdict(
     data: Rows,
     features_ND: NDArray[np.float32],
     checkpoints: Checkpoints,
+    ends: PathEnds | None = None,
     device: str,
 ) -> Verdict:
     """Choose on validation episodes, judge on all. Of plain values, so that a worker elsewhere can do it."""
     features = torch.from_numpy(features_ND).to(device)
-    made = make_generators(checkpoints, device), make_weight_generators(checkpoints, device)
+    weights = make_weight_generators(checkpoints, device)
+    made = make_generators(checkpoints, device), weights, make_training_tasks(ends, weights, features, data)
     candidates = dict(classifiers(section, GaussianPosterior(features, data), *made))[name]
     validation = {shot: episodes for (split, shot), episodes in drawn.items() if split == "val"}
     choice, seen = choose(candidates, features, validation)

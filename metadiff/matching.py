@@ -1,13 +1,42 @@
-"""The cheapest pairing of two sets of equally many things, for many pairs of sets at once."""
+"""The cheapest pairing of two sets of equally many things, for many pairs of sets at once; and the cheapest of many pairings.
+
+Shapes: B matrices, H rows and as many columns, J of them and one more; A things, N candidates of each, K of them wanted.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+LIKELY = 8  # candidates whose cost is found at first, beside as many as are wanted
+
+
+def smallest(bound_AN: Tensor, cost_of: Callable[[Tensor, Tensor], Tensor], count: int = 1) -> tuple[Tensor, Tensor]:
+    """(A, K): the ``count`` least costs, the least first, and whose they are.
+
+    Exact, though ``cost_of``, given the numbers of things and of their candidates, finds a cost only where its lower bound leaves
+    open whether it is among the least. An infinite bound excludes a candidate.
+    """
+    cost_AN, finite_AN = torch.full_like(bound_AN, torch.inf), bound_AN.isfinite()
+    likely_AK = bound_AN.topk(min(count + LIKELY, bound_AN.shape[1]), largest=False).indices
+    likely_AN = torch.zeros_like(finite_AN).scatter_(1, likely_AK, value=True) & finite_AN
+    cost_AN[likely_AN] = cost_of(*likely_AN.nonzero(as_tuple=True))
+    worst_A1 = cost_AN.topk(count, largest=False).values[:, -1:]
+    open_AN = (bound_AN <= worst_A1) & ~likely_AN
+    cost_AN[open_AN] = cost_of(*open_AN.nonzero(as_tuple=True))
+    found = cost_AN.topk(count, largest=False)
+    return found.values, found.indices
+
 
 def least_cost(cost_BHH: Tensor) -> Tensor:
-    """(B,): the least sum of costs over all pairings of rows with columns.
+    """(B,): the least sum of costs over all pairings of rows with columns."""
+    return cost_BHH.gather(1, pairing(cost_BHH)[:, None]).sum((1, 2))
+
+
+def pairing(cost_BHH: Tensor) -> Tensor:
+    """(B, H): which row each column has in a cheapest pairing.
 
     Exact: the Hungarian method. Each row in turn gets a column along a cheapest path of changes of those before it
     (Jonker and Volgenant, 1987), in every matrix of the batch at the same time.
@@ -16,7 +45,7 @@ def least_cost(cost_BHH: Tensor) -> Tensor:
     pairs = _Pairs(cost_BHH)
     for row in range(size):
         pairs.add(row)
-    return cost_BHH.gather(1, pairs.row_BJ[:, None, :size]).sum((1, 2))
+    return pairs.row_BJ[:, :size]
 
 
 class _Pairs:

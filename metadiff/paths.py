@@ -1,12 +1,13 @@
 """The tasks that whole weights are learnt from: the kept weights along a path, and a support of the path's classes.
 
-Shapes: N paths, K segments, P weights, B tasks, W ways, S shots, E inputs.
+Shapes: N paths (or images), K segments, P weights, B tasks, W ways, S shots, E inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
@@ -16,6 +17,11 @@ from metadiff.conditioning import BaseTasks, condition_on
 from metadiff.denoiser import Condition
 from metadiff.errors import DataError
 from metadiff.learner import BaseLearner
+from metadiff.objectives import OnSupport
+from metadiff.trajectory import Rule, follow
+
+if TYPE_CHECKING:
+    from metadiff.trajectory_store import TrajectoryStore
 
 
 @dataclass(frozen=True)
@@ -93,3 +99,14 @@ class PathTasks:
 def seen_of(support_EWSD: Tensor, posterior: Posterior | None = None) -> Condition:
     """What a generator of whole weights is told of tasks: class means in the units of the inputs, and the number of shots."""
     return condition_on(support_EWSD, None, posterior)
+
+
+def followed(store: TrajectoryStore, learner: BaseLearner, seen_NE: Tensor, start_P: Tensor, *, kept: tuple[int, ...]) -> Tensor:
+    """(N, K, P): the weights at these steps of the recorded optimiser from here, on the recorded supports, without noise."""
+    about, found = store.attributes["params"], []
+    rule = Rule(about["optimizer"], about["lr"], about["momentum"], about["sam"], about["weight_decay"])
+    for block in range(store.blocks):
+        support = torch.from_numpy(store.support[store.rows(block)]).long()
+        objective = OnSupport(learner, seen_NE[support.to(seen_NE.device)])
+        found.append(follow(objective, start_P.expand(len(support), -1), rule=rule, kept=kept)[0])
+    return torch.cat(found)

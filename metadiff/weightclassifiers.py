@@ -1,4 +1,4 @@
-"""The classifiers of `evaluate` that are whole weights of a base learner, generated or fine-tuned on the support.
+"""The classifiers of `evaluate` that are whole weights of a base learner: generated, fine-tuned on the support, or looked up.
 
 Shapes: G draws, E episodes, W ways, S shots, N images, D features, P weights.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metadiff.baselines.finetune import finetune
+from metadiff.baselines.nearest import TrainingTasks, average_weights, nearest_weights, noisy_weights
 from metadiff.candidates import Candidate, OfWeights
 from metadiff.diffusion import gaussian_noise
 from metadiff.errors import ParamsError
@@ -27,16 +28,19 @@ if TYPE_CHECKING:
 
 WITHOUT_NOISE = ("weights-regression", "reptile")
 FINETUNED = ("finetune-reptile", "finetune-random")  # the latter also as the mean of several starts
+LOOKED_UP = ("nearest-weights", "average-weights", "noisy-weights")
 WeightGenerators = Mapping[str, WeightGenerator]  # by model
 
 
 def of_weights(name: str) -> bool:
     """Whether a classifier of metrics.json is one of these."""
-    return name.removesuffix("-mean") in (*WEIGHT_MODELS, *FINETUNED)
+    return name.removesuffix("-mean") in (*WEIGHT_MODELS, *FINETUNED, *LOOKED_UP)
 
 
-def weight_classifiers(section: Evaluate, weights: WeightGenerators) -> Iterator[tuple[str, dict[str, Candidate]]]:
-    """The name in metrics.json, and candidates by what sets them apart."""
+def weight_classifiers(
+    section: Evaluate, weights: WeightGenerators, tasks: TrainingTasks | None = None
+) -> Iterator[tuple[str, dict[str, Candidate]]]:
+    """The name in metrics.json, and candidates by what sets them apart; without ``tasks`` no weights are looked up."""
     for model, generator in weights.items():
         if generator.learner.way != section.way:
             ways = generator.learner.way
@@ -55,6 +59,10 @@ def weight_classifiers(section: Evaluate, weights: WeightGenerators) -> Iterator
             if draws > 1 or name == "finetune-random":
                 starts_of = random_starts(generator, section, draws=draws)
                 yield name, finetuned(generator, section, starts_of, steps=section.finetune_steps)
+        if tasks is not None:
+            looked_up = (nearest_weights(tasks), average_weights(tasks), noisy_weights(tasks, section.seed))
+            for name, weights_of in zip(LOOKED_UP, looked_up, strict=True):
+                yield name, {"": OfWeights(weights_of, generator.logits)}
 
 
 def drawn_weights(generator: WeightGenerator, section: Evaluate, *, draws: int = 1) -> WeightsOf:

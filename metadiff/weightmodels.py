@@ -25,12 +25,11 @@ from metadiff.inputs import Inputs, moved
 from metadiff.learner import BaseLearner, build_learner
 from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, backward, pace_of
 from metadiff.methods.mcdi import McDi, build_weights, weight_facts
-from metadiff.objectives import OnSupport
-from metadiff.paths import PathImages, PathTasks, WeightScale
+from metadiff.paths import PathImages, PathTasks, WeightScale, followed
 from metadiff.reptile import Reptile
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
-from metadiff.trajectory import Rule, follow, kept_steps
+from metadiff.trajectory import kept_steps
 from metadiff.trajectory_store import TrajectoryStore
 from metadiff.weightgenerator import WeightGenerator, dump_weights
 
@@ -123,15 +122,8 @@ class WeightModels:
 
     def paths_from(self, start_P: Tensor) -> Tensor:
         """(N, K, P): the paths of the same optimiser from here, on the same supports."""
-        about, found = self.store.attributes["params"], []
-        kept = kept_steps(about["steps"], self.section.segments + 1)
-        rule = Rule(about["optimizer"], about["lr"], about["momentum"], about["sam"], about["weight_decay"])
-        for block in range(self.store.blocks):
-            support = torch.from_numpy(self.store.support[self.store.rows(block)]).long()
-            objective = OnSupport(self.learner, self.images.features_ND[support.to(self.features_ND.device)])
-            start_TP = start_P.expand(len(support), -1)
-            found.append(follow(objective, start_TP, rule=rule, kept=kept)[0][:, 1:])
-        return torch.cat(found)
+        kept = kept_steps(self.store.attributes["params"]["steps"], self.section.segments + 1)
+        return followed(self.store, self.learner, self.images.features_ND, start_P, kept=kept[1:])
 
     def score(self, made: WeightGenerator, *, adapt: bool) -> Callable[[McDi | Start], float]:
         """Per cent on validation episodes, the mean over the numbers of shots; with the same noise at every judgement."""

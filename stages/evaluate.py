@@ -1,4 +1,4 @@
-"""features, generators -> metrics.json, where it is from (lineage.json), and a table with one row an episode and classifier.
+"""features, trajectories, generators -> metrics.json, its lineage.json, and a table with one row an episode and classifier.
 
 Every classifier is measured on the very same episodes, a pure function of (seed, index); episodes.h5 holds their images as rows
 of data/backbone/features.h5. What a classifier leaves open (a ridge, where angles are measured from, the temperature of its
@@ -20,20 +20,23 @@ import torch
 
 from metadiff.artifact import write_json
 from metadiff.baselines.gaussian import GaussianPosterior
-from metadiff.classifiers import classifiers, make_generators, make_weight_generators, read_checkpoints
+from metadiff.baselines.nearest import PathEnds
+from metadiff.classifiers import classifiers, make_generators, make_training_tasks, make_weight_generators, read_checkpoints
 from metadiff.episodes import draw_episodes, shared_groups
 from metadiff.judging import Verdict, summary, verdict
 from metadiff.store import read_features, read_rows, write_arrays
+from metadiff.trajectory_store import open_trajectories
 from stages.checks import results_contract
 from stages.curves import chain_curve, draws_curve, sampling_curve
 from stages.executors import Job, computed_units
+from stages.memory import memory_facts
 from stages.runner import Run, Stage, main
 
 if TYPE_CHECKING:
     from metadiff.params import Evaluate
 
 FEATURES = Path("data/backbone/features.h5")
-GENERATOR = Path("data/generator")
+TRAJECTORIES, GENERATOR = Path("data/trajectories"), Path("data/generator")
 SPLITS = ("val", "test")  # in this order: what is left open is chosen on the first
 
 
@@ -44,8 +47,12 @@ def build(run: Run[Evaluate]) -> None:
     drawn = {(split, shot): draw_episodes(data, split, shot=shot, **sizes) for split, shot in product(SPLITS, section.shots)}
     features, generators = torch.from_numpy(features_ND).to(run.device), make_generators(checkpoints, run.device)
     weights = make_weight_generators(checkpoints, run.device)
-    names = [name for name, _ in classifiers(section, GaussianPosterior(features, data), generators, weights)]
-    judge = partial(verdict, section=section, drawn=drawn, data=data, features_ND=features_ND, checkpoints=checkpoints)
+    store = open_trajectories(TRAJECTORIES / "trajectories.zarr") if weights else None
+    ends = PathEnds.of(store) if store is not None else None
+    tasks = make_training_tasks(ends, weights, features, data)
+    candidates = dict(classifiers(section, GaussianPosterior(features, data), generators, weights, tasks))
+    names = [*candidates]
+    judge = partial(verdict, section=section, drawn=drawn, data=data, features_ND=features_ND, checkpoints=checkpoints, ends=ends)
 
     def job_of(name: str) -> Job[Verdict]:
         return partial(judge, name, device=run.device)
@@ -65,6 +72,11 @@ def build(run: Run[Evaluate]) -> None:
     sampling_curve(run, generators, features, data).to_csv(run.out / "sampling.csv", index=False, lineterminator="\n")
     draws_curve(run, weights, chosen, features, data).to_csv(run.out / "draws.csv", index=False, lineterminator="\n")
     chain_curve(run, weights, features, data).to_csv(run.out / "chain.csv", index=False, lineterminator="\n")
+    memory: dict[str, Any] = {}
+    if store is not None:
+        tuned = candidates["finetune-random"][chosen["finetune-random"]["candidate"]]
+        memory = memory_facts(run, weights, store, tuned, features_ND=features, data=data)
+    write_json(run.out / "memory.json", memory)
     about = {"dataset": data.dataset, "way": section.way, "query": section.query, "episodes": section.episodes}
     write_json(run.out / "metrics.json", about | summary(rows, bins) | {"chosen": chosen})
     write_json(run.out / "lineage.json", run.lineage())
@@ -85,8 +97,8 @@ STAGE = Stage(
     name="evaluate",
     out=Path("data/results"),
     build=build,
-    inputs=(FEATURES.parent, GENERATOR),
-    versions=("great-expectations", "h5py", "numpy", "pandas", "safetensors"),
+    inputs=(FEATURES.parent, TRAJECTORIES, GENERATOR),
+    versions=("great-expectations", "h5py", "numpy", "pandas", "safetensors", "zarr"),
     shared=("threads", "device", "deterministic"),
     lower="evaluate.draws or evaluate.episodes",
 )

@@ -136,9 +136,17 @@ def adaptation_seconds(cell: Path) -> dict[str, float]:
     import torch
 
     from metadiff.baselines.gaussian import GaussianPosterior
-    from metadiff.classifiers import classifiers, make_generators, make_weight_generators, read_checkpoints
+    from metadiff.baselines.nearest import PathEnds
+    from metadiff.classifiers import (
+        classifiers,
+        make_generators,
+        make_training_tasks,
+        make_weight_generators,
+        read_checkpoints,
+    )
     from metadiff.episodes import draw_episodes
     from metadiff.store import read_features, read_rows
+    from metadiff.trajectory_store import open_trajectories
 
     params = load(cell / "params.yaml")
     torch.set_num_threads(params.shared.threads)
@@ -146,7 +154,10 @@ def adaptation_seconds(cell: Path) -> dict[str, float]:
     chosen = json.loads((cell / "data/results/metrics.json").read_bytes())["chosen"]
     data, features_ND = read_rows(path), torch.from_numpy(read_features(path))
     checkpoints = read_checkpoints(cell / "data/generator")
-    made = make_generators(checkpoints, "cpu"), make_weight_generators(checkpoints, "cpu")
+    weights = make_weight_generators(checkpoints, "cpu")
+    ends = PathEnds.of(open_trajectories(cell / "data/trajectories/trajectories.zarr")) if weights else None
+    tasks = make_training_tasks(ends, weights, features_ND, data)
+    made = make_generators(checkpoints, "cpu"), weights, tasks
     sizes = {"way": section.way, "shot": 1, "query": section.query, "episodes": TIMED}
     episodes = draw_episodes(data, "test", **sizes, seed=section.seed)
     seconds = {}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from metadiff.matching import least_cost
+from metadiff.matching import least_cost, pairing, smallest
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -35,3 +35,39 @@ def test_a_matrix_does_not_depend_on_the_others_of_its_batch() -> None:
 
 def test_what_is_cheapest_one_by_one_is_not_taken_first() -> None:
     assert least_cost(torch.tensor([[[0.0, 1.0], [1.0, 9.0]]])) == 2
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_the_pairing_is_that_of_scipy(size: int) -> None:
+    """For each column its row."""
+    cost = drawn(20, size, size)
+    expected = [linear_sum_assignment(one.T.numpy())[1] for one in cost]
+    np.testing.assert_array_equal(pairing(cost), np.stack(expected))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("slack", [0.0, 0.1, 5.0])
+def test_the_smallest_are_found_below_any_bound(count: int, slack: float) -> None:
+    """Tight bounds, loose ones, and such that they say nothing: the same is found, at a lower or a higher cost."""
+    cost, asked = drawn(7, 60).abs(), []
+    bound = cost - slack * torch.rand(7, 60, generator=torch.Generator().manual_seed(1))
+
+    def cost_of(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        asked.extend(zip(row.tolist(), column.tolist(), strict=True))
+        return cost[row, column]
+
+    values, indices = smallest(bound, cost_of, count)
+    expected = cost.topk(count, largest=False)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(indices, expected.indices)
+    assert len(asked) == len(set(asked))
+    assert len(asked) < {0.0: 80, 0.1: 120, 5.0: 421}[slack]
+
+
+def test_what_an_infinite_bound_excludes_is_not_asked_for() -> None:
+    cost = torch.arange(12.0).view(2, 6)
+    bound = cost.clone()
+    bound[:, 0] = torch.inf
+    values, indices = smallest(bound, lambda row, column: cost[row, column], 2)
+    assert values.tolist() == [[1, 2], [7, 8]]
+    assert indices.tolist() == [[1, 2], [1, 2]]

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +13,17 @@ import torch
 from torch import Tensor
 
 from metadiff.baselines.finetune import finetune
+from metadiff.baselines.nearest import PathEnds, TrainingTasks
 from metadiff.baselines.start import build_start
 from metadiff.candidates import Candidate, OfWeights
 from metadiff.checkpoint import save_checkpoint
-from metadiff.classifiers import classifiers, make_generators, make_weight_generators, read_checkpoints
+from metadiff.classifiers import (
+    classifiers,
+    make_generators,
+    make_training_tasks,
+    make_weight_generators,
+    read_checkpoints,
+)
 from metadiff.diffusion import Noise, gaussian_noise
 from metadiff.episodes import draw_episodes
 from metadiff.errors import NumericError, ParamsError
@@ -67,9 +75,9 @@ class Reptile(Known):
         return torch.linspace(-1, 1, self.learner.size).expand(len(support_EWSD), -1)
 
 
-def compared(weights: dict[str, Known], **changes: object) -> dict[str, dict[str, Candidate]]:
+def compared(weights: dict[str, Known], tasks: TrainingTasks | None = None, **changes: object) -> dict[str, dict[str, Candidate]]:
     section = SimpleNamespace(**SECTION | changes, ridges=(), spreads=())
-    return dict(classifiers(section, SimpleNamespace(mean_D=torch.zeros(CLASSES)), {}, weights))
+    return dict(classifiers(section, SimpleNamespace(mean_D=torch.zeros(CLASSES)), {}, weights, tasks))
 
 
 def candidates(**changes: Known) -> dict[str, dict[str, Candidate]]:
@@ -92,15 +100,10 @@ def test_trained_generators_are_read_and_judged(tmp_path: Path) -> None:
     section = SimpleNamespace(**SECTION, ridges=(1.0,), spreads=(1.0,))
     drawn = {(split, 2): draw_episodes(data, "train", way=WAY, shot=2, query=4, episodes=9, seed=0) for split in ("val", "test")}
     judge_all = partial(verdict, section=section, drawn=drawn, data=data, features_ND=features.numpy(), checkpoints=checkpoints)
-    for name in (
-        "local",
-        "local-mean",
-        "weights-regression",
-        "reptile",
-        "finetune-reptile",
-        "finetune-random",
-        "finetune-random-mean",
-    ):
+    names = ("local", "local-mean", "weights-regression", "reptile", "finetune-reptile", *TUNED_FROM_RANDOM)
+    ends = PathEnds(torch.randn(20, learner.size), torch.arange(WAY).expand(20, -1), spread=0.5)
+    judge_all = partial(judge_all, ends=ends)
+    for name in (*names, "nearest-weights", "average-weights", "noisy-weights"):
         found, again = judge_all(name, device="cpu"), judge_all(name, device="cpu")
         assert found.choice.centre == ""
         pd.testing.assert_frame_equal(found.rows, again.rows)
@@ -148,6 +151,24 @@ def test_what_was_not_trained_is_not_compared(models: tuple[str, ...], expected:
 
 def test_one_draw_has_no_mean() -> None:
     assert [*compared({"local": Known()}, draws=1)][2:] == ["local", "finetune-random"]
+
+
+def test_weights_that_are_looked_up_stand_last_and_are_right_where_training_tasks_had_the_same_classes() -> None:
+    """Each training task's weights are those that get all images of its classes right."""
+    rows_and_points = DATA.__class__(**vars(DATA) | {"split": np.zeros_like(DATA.split)}), 10 * POINTS
+    classes = torch.tensor([*permutations(range(CLASSES), WAY)][::7])
+    theta = torch.cat([torch.eye(CLASSES)[classes].flatten(1), torch.zeros(len(classes), WAY)], dim=1)
+    ends = PathEnds(theta, classes, spread=1.0)
+    tasks = make_training_tasks(ends, {"local": Known()}, rows_and_points[1], rows_and_points[0])
+    found = compared({"local": Known()}, tasks)
+    names = ["nearest-weights", "average-weights", "noisy-weights"]
+    assert [*found][-4:] == ["finetune-random", *names]
+    assert all(of_weights(name) for name in names)
+    for name in names[:2]:
+        scores = found[name][""].scores(rows_and_points[1], DRAWN)[""]
+        assert (scores[0].argmax(-1) == targets(DRAWN)).all()
+    assert make_training_tasks(None, {"local": Known()}, *rows_and_points[::-1]) is None
+    assert make_training_tasks(ends, {}, *rows_and_points[::-1]) is None
 
 
 @pytest.mark.parametrize(("turn", "accuracy"), [(0, 1.0), (1, 0.0)])

@@ -94,7 +94,9 @@ def checkout(workplace: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("learner", ["mlp", "linear"])
-def test_every_model_is_trained_and_judged_on_the_same_episodes(checkout: Path, learner: str) -> None:
+def test_every_model_is_trained_and_judged_on_the_same_episodes(
+    checkout: Path, learner: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     set_params(collect={"learner": learner})
     assert [_guarded(stage.STAGE) for stage in (collect, metatrain, evaluate)] == [Exit.OK] * 3
     for folder in ("trajectories", "generator", "results"):
@@ -104,6 +106,7 @@ def test_every_model_is_trained_and_judged_on_the_same_episodes(checkout: Path, 
     metrics = json.loads((checkout / "data/results/metrics.json").read_bytes())
     drawing = [name for name in WEIGHT_MODELS if name not in ("weights-regression", "reptile")]
     names = {*WEIGHT_MODELS, *(f"{name}-mean" for name in drawing), "finetune-reptile", "finetune-random"}
+    names |= {"nearest-weights", "average-weights", "noisy-weights"}
     names |= {"ncm", "gaussian", "metadiff", "metadiff-raw", "metadiff-mean"}
     assert set(metrics["chosen"]) == names
     assert set(metrics["test"]["shot2"]["local"]) >= {"vs_ncm", "vs_gaussian", "vs_weights-regression", "vs_finetune-random"}
@@ -120,6 +123,14 @@ def test_every_model_is_trained_and_judged_on_the_same_episodes(checkout: Path, 
         assert chain[name].iloc[-1] == curve[name].iloc[0]
     episodes = pd.read_csv(checkout / "data/results/episodes.csv")
     assert episodes.groupby(["classifier", "split", "shot"]).size().eq(20).all()
+    memory, said = json.loads((checkout / "data/results/memory.json").read_bytes()), capsys.readouterr().err
+    assert set(memory) == {*drawing}
+    for name, facts in memory.items():
+        assert f"evaluate: {name} {facts['verdict']}" in said
+        assert facts["ratio"] == pytest.approx(facts["to_training"] / facts["among_training"], rel=1e-3)
+        assert f"lie {facts['ratio']:.2f} times as far" in facts["verdict"]
+        assert set(facts["overlap"]) == {"nearest", "draws", "finetune-random"}
+        assert facts["training_weights"] == 24
     lineage = json.loads((checkout / "data/results/lineage.json").read_bytes())
     assert lineage["stages"]["metatrain"]["methods"]["mcdi"]["segments"] == 3
 

@@ -1,0 +1,51 @@
+"""The orders in which the weights of one and the same classifier can stand: that of its classes, and that of its hidden units.
+
+Shapes: B vectors of P weights, W ways, H hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from metadiff.learner import BaseLearner, Learner
+from metadiff.matching import pairing
+
+CLASSES = {"weight": 1, "bias": 1, "leave.weight": 2, "leave.bias": 1}  # the axis of each part that goes over classes,
+UNITS = {"enter.weight": 1, "enter.bias": 1, "leave.weight": 1}  # and that over hidden units
+
+
+def parts_of(theta_BP: Tensor, learner: BaseLearner) -> dict[str, Tensor]:
+    """The parts of the vectors by name, each in its own shape."""
+    return {part.name: theta_BP[:, part.offset : part.offset + part.size].reshape(-1, *part.shape) for part in learner.layout()}
+
+
+def with_classes(theta_BP: Tensor, order_BW: Tensor, learner: BaseLearner) -> Tensor:
+    """The class that becomes number w is the one that was number ``order[w]``."""
+    return _reordered(theta_BP, order_BW, learner, CLASSES)
+
+
+def with_units_of(theta_BP: Tensor, other_BP: Tensor, learner: BaseLearner) -> Tensor:
+    """The same classifiers with their hidden units in the order in which they lie nearest to others."""
+    if isinstance(learner, Learner):
+        return theta_BP
+    units_BHU, other_BHU = (_units(found_BP, learner) for found_BP in (theta_BP, other_BP))
+    return _reordered(theta_BP, pairing(-units_BHU @ other_BHU.mT), learner, UNITS)
+
+
+def _units(theta_BP: Tensor, learner: BaseLearner) -> Tensor:
+    """What enters and leaves each hidden unit."""
+    parts = parts_of(theta_BP, learner)
+    return torch.cat([parts["enter.weight"], parts["enter.bias"][..., None], parts["leave.weight"]], dim=-1)
+
+
+def _reordered(theta_BP: Tensor, order_BK: Tensor, learner: BaseLearner, axes: Mapping[str, int]) -> Tensor:
+    parts = parts_of(theta_BP, learner)
+    for name, axis in axes.items():
+        if name in parts:
+            shape = [1] * parts[name].ndim
+            shape[0], shape[axis] = order_BK.shape
+            parts[name] = parts[name].take_along_dim(order_BK.view(shape), dim=axis)
+    return torch.cat([part.flatten(1) for part in parts.values()], dim=1)

@@ -1,0 +1,93 @@
+"""Of each generator of whole weights, on validation episodes: whether it has learned its training weights by heart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metadiff.candidates import Candidate, OfWeights
+from metadiff.episodes import Episodes, draw_episodes
+from metadiff.evaluation import learner_scores, targets
+from metadiff.inputs import moved
+from metadiff.memory import Remembered, overlap, verdict
+from metadiff.paths import followed
+from metadiff.rows import Rows
+from metadiff.symmetry import with_classes
+from metadiff.weightclassifiers import WITHOUT_NOISE, WeightGenerators, drawn_weights
+from metadiff.weightgenerator import WeightGenerator
+from stages.runner import Run
+
+if TYPE_CHECKING:
+    from metadiff.params import Evaluate
+    from metadiff.trajectory_store import TrajectoryStore
+
+
+def memory_facts(
+    run: Run[Evaluate],
+    weights: WeightGenerators,
+    store: TrajectoryStore,
+    tuned: Candidate,
+    *,
+    features_ND: Tensor,
+    data: Rows,
+) -> dict[str, Any]:
+    """By model; how far fine-tuned classifiers err on the same queries is what to compare the overlap of errors with."""
+    section, drawing = run.params, {model: made for model, made in weights.items() if model not in WITHOUT_NOISE}
+    sizes = {"way": section.way, "query": section.query, "episodes": section.curve_episodes, "seed": section.seed}
+    if not drawing:
+        return {}
+    episodes = draw_episodes(data, "val", shot=max(section.shots), **sizes)
+    tuned_EQ = tuned.scores(features_ND, episodes)[""][0].argmax(-1)
+    known: dict[bytes, Remembered] = {}  # by the start of the paths: most generators learn from the same ones
+    facts: dict[str, Any] = {}
+    with run.progress("memory", total=len(drawing), unit="generators") as advance:
+        for model, made in drawing.items():
+            start = made.scale.shift_P.cpu().numpy().tobytes()
+            if start not in known:
+                known[start] = Remembered(ends_of(made, store, features_ND, data), made.scale, made.learner)
+            several = OfWeights(drawn_weights(made, section, draws=2), made.logits)
+            drawn_GEP = several.adapt(features_ND, episodes)
+            facts[model] = memory_of(made, known[start], drawn_GEP, tuned_EQ, features_ND=features_ND, episodes=episodes)
+            run.say(f"{model} {facts[model]['verdict']}")
+            advance(1)
+            run.stop_if_asked("while looking at what was learned by heart", "looks anew, after the classifiers")
+    return facts
+
+
+def ends_of(made: WeightGenerator, store: TrajectoryStore, features_ND: Tensor, data: Rows) -> Tensor:
+    """Where the paths ended that it learned from: the recorded ones or, if they all begin at one start, others from there."""
+    if not made.scale.shift_P.any():
+        return torch.from_numpy(store.end_points()).to(features_ND.device)
+    about = store.attributes["params"]
+    seen_NE = made.inputs.of(moved(features_ND, data, about["spread"]))
+    return followed(store, made.learner, seen_NE, made.scale.shift_P, kept=(about["steps"],))[:, 0]
+
+
+@torch.no_grad()
+def memory_of(
+    made: WeightGenerator,
+    known: Remembered,
+    drawn_GEP: Tensor,
+    tuned_EQ: Tensor,
+    *,
+    features_ND: Tensor,
+    episodes: Episodes,
+) -> dict[str, Any]:
+    """Of its first draw: medians of distances, the errors that it shares, and the verdict."""
+    near, target_Q = known.near(drawn_GEP[0]), targets(episodes)
+    nearest_EP = with_classes(known.end_BP[near.index_A], near.order_AW, made.learner)
+    heads_GEP = torch.cat([drawn_GEP, nearest_EP[None]])
+    first_EQ, second_EQ, nearest_EQ = learner_scores(heads_GEP, made.logits, features_ND, episodes).argmax(-1)
+    distance_E = np.asarray(near.distance_A.cpu())
+    rivals = {"nearest": nearest_EQ, "draws": second_EQ, "finetune-random": tuned_EQ}
+    return {
+        "to_training": round(float(np.median(distance_E)), 4),
+        "among_training": round(float(np.median(known.apart)), 4),
+        "ratio": round(float(np.median(distance_E) / np.median(known.apart)), 4),
+        "training_weights": len(known.end_BP),
+        "overlap": {name: round(overlap(first_EQ, other_EQ, target_Q), 4) for name, other_EQ in rivals.items()},
+        "verdict": verdict(distance_E, known.apart),
+    }
