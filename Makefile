@@ -82,7 +82,7 @@ bench: $(BIN)/.runtime ## measurements, each a table and a JSON file in bench/re
 	python -m bench.classifier
 
 study: $(BIN)/.runtime ## make what is stale of a study, its table and its figure: make study NAME=few-shot
-	dvc repro $(if $(NAME),studies/$(NAME)/dvc.yaml,$(error say which: make study NAME=few-shot))
+	dvc repro --single-item $(if $(NAME),studies/$(NAME)/dvc.yaml,$(error say which: make study NAME=few-shot))
 
 tables: $(BIN)/.runtime ## write the table of every published study into README.md
 	python -m stages.table --readme

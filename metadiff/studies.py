@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from metadiff.errors import DataError
 from metadiff.lineage import Chain, last_commit, parsed, strangers
 
-STAGES = ("prepare", "pretrain", "collect", "metatrain", "evaluate")
+FOLDERS = {
+    "prepare": "prepared",
+    "pretrain": "backbone",
+    "collect": "trajectories",
+    "metatrain": "generator",
+    "evaluate": "results",
+}
 
 
 def read_cell(root: Path, cell: str) -> Chain:
@@ -24,19 +31,20 @@ def read_cell(root: Path, cell: str) -> Chain:
     study, dataset, seed = names
     path = Path("studies", study, "dvc.lock")
     locked = parsed(path, (root / path).read_bytes(), YAML(typ="safe").load)["stages"]
-    made = [locked.get(name) for name in (f"prepare@{dataset}", f"cell@{dataset}-{seed}")]
-    results = Path("studies", study, "results", dataset, seed)
-    if None in made or not (root / results / "lineage.json").is_file():
-        raise DataError(
-            f"{cell}: not made, or not here; make it: dvc repro studies/{study}/dvc.yaml:cell@{dataset}-{seed}, or dvc pull"
-        )
+    found = {out["path"]: out for stage in locked.values() for out in stage["outs"]}
+    cells, results = f"studies/{study}/cells/{dataset}", Path("studies", study, "results", dataset, seed)
+    outs = {  # what was prepared is that of all seeds, or of the cell
+        name: found.get(f"{cells}/{seed}/data/{name}") or found.get(f"{cells}/data/{name}") for name in FOLDERS.values()
+    }
+    if None in outs.values() or not (root / results / "lineage.json").is_file():
+        raise DataError(f"{cell}: not made, or not here; make it: make study NAME={study}, or dvc pull")
     told, metrics = (
         parsed(results / name, (root / results / name).read_bytes(), json.loads) for name in ("lineage.json", "metrics.json")
     )
-    outs = {Path(out["path"]).name: out for part in made for out in part["outs"] if "/data/" in out["path"]}
-    lock = {
-        stage: {"deps": [], "outs": [{**out, "path": f"data/{name}"}]}
-        for stage, (name, out) in zip(STAGES, outs.items(), strict=True)
-    }
+    lock: dict[str, Any] = {}
+    for stage, name in FOLDERS.items():
+        out = outs[name]
+        assert out
+        lock[stage] = {"deps": [], "outs": [{**out, "path": f"data/{name}"}]}
     commit = last_commit(root, path)
     return Chain(f"study {cell}", commit, tuple(sorted(strangers(root, told["stages"], commit))), told["stages"], lock, metrics)

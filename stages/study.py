@@ -4,9 +4,12 @@
     python -m stages.study few-shot grocery 3      all further stages, with shared.seed 3
 
 studies/<study>/params.yaml says which `datasets` and `seeds` there are, the `paths` of the data sets, and what `changes` in
-params.yaml: for `all` of them, then for one data set. In its folder, cells/<dataset>/<seed>, a cell has such a params.yaml and
-the artifacts under their usual names; what finished there before, with the same parameters, inputs and code, is published again.
-What the study's table is made of is copied to results/<dataset>/<seed>, with the seconds that each classifier takes.
+params.yaml: for `all` of them, then for one data set. Instead of a path a data set may have `backbones`, a data set of another
+study: its images and, seed by seed, its backbones are taken as they are, with the parameters that made them.
+
+In its folder, cells/<dataset>/<seed>, a cell has such a params.yaml and the artifacts under their usual names; what finished
+there before, with the same parameters, inputs and code, is published again. What the study's table is made of is copied to
+results/<dataset>/<seed>, with the seconds that each classifier takes.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,9 +35,10 @@ from metadiff.params import load
 from stages.imports import ROOT
 
 STUDIES = ROOT / "studies"
-PREPARED = Path("data/prepared")
+PREPARED, BACKBONE = Path("data/prepared"), Path("data/backbone")
 AFTER = ("pretrain", "collect", "metatrain", "evaluate")
 OWN = {"shared": {"seed"}, "prepare": {"path"}}  # what the study says elsewhere than in its changes
+BEFORE = {"prepare", "pretrain"}  # sections of what other studies can take over
 CURVES = ("draws.csv", "chain.csv")  # with columns where there are generators of whole weights
 TIMED = 500  # tasks
 
@@ -44,21 +49,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("dataset", help="as in the study's params.yaml")
     parser.add_argument("seed", nargs="?", type=int, help="of all training; without it the data set is prepared")
     chosen = parser.parse_args(arguments)
-    study, dataset, seed = STUDIES / chosen.study, chosen.dataset, chosen.seed
-    cell = cell_folder(study, dataset, seed)
     try:
-        compose(study, dataset, cell, seed or 0)
+        return prepare(STUDIES / chosen.study, chosen.dataset) if chosen.seed is None else make(chosen)
     except ParamsError as error:
         print(error, file=sys.stderr)
         return os.EX_USAGE
-    if seed is not None:
-        share(cell.parent / PREPARED, cell / PREPARED)
-    for stage in ("prepare",) if seed is None else AFTER:
+
+
+def prepare(study: Path, dataset: str) -> int:
+    other, name = source_of(study, dataset)
+    if other != study:
+        raise ParamsError(f"{study / 'params.yaml'}: backbones: the images of {dataset} are prepared by {other.name}/{name}")
+    compose(study, dataset, cell_folder(study, dataset))
+    return run("prepare", cell_folder(study, dataset))
+
+
+def make(chosen: argparse.Namespace) -> int:
+    """A cell."""
+    study, dataset, seed = STUDIES / chosen.study, chosen.dataset, chosen.seed
+    cell, source = cell_folder(study, dataset, seed), source_of(study, dataset)
+    compose(study, dataset, cell, seed)
+    share(cell_folder(*source) / PREPARED, cell / PREPARED)
+    if source != (study, dataset):
+        share(cell_folder(*source, seed) / BACKBONE, cell / BACKBONE)
+    for stage in AFTER if source == (study, dataset) else AFTER[1:]:
         code = run(stage, cell)
         if code:
             return code
-    if seed is not None:
-        keep_results(cell, results_folder(study, dataset, seed))
+    keep_results(cell, results_folder(study, dataset, seed))
     return 0
 
 
@@ -70,30 +88,59 @@ def results_folder(study: Path, dataset: str, seed: int) -> Path:
     return study / "results" / dataset / str(seed)
 
 
+Source = tuple[Path, str]  # a study and a data set of it
+
+
+def source_of(study: Path, dataset: str) -> Source:
+    """Whose images and backbones those of a data set are: its own, or those of one of another study."""
+    varied = YAML(typ="safe").load(study / "params.yaml")
+    if dataset not in varied["datasets"]:
+        raise ParamsError(f"{study / 'params.yaml'}: datasets: no data set {dataset}; there are {', '.join(varied['datasets'])}")
+    if dataset not in varied.get("backbones", {}):
+        return study, dataset
+    other, _, name = varied["backbones"][dataset].partition("/")
+    return study.parent / other, name
+
+
+def seeds_of(varied: Mapping[str, Any], dataset: str) -> list[int]:
+    """Of a study's parameters: all its seeds but where it has fewer."""
+    return list(varied.get("fewer", {}).get(dataset, varied["seeds"]))
+
+
 def compose(study: Path, dataset: str, cell: Path, seed: int = 0) -> None:
     """The parameters of a cell, checked."""
     yaml = YAML()
-    params, varied = (yaml.load(path / "params.yaml") for path in (ROOT, study))
-    where = f"{study / 'params.yaml'}:"
-    if dataset not in varied["paths"]:
-        raise ParamsError(f"{where} paths: no data set {dataset}; there are {', '.join(varied['paths'])}")
-    changes: dict[str, Any] = varied["changes"]
-    for name in ("all", dataset):
-        for section, values in changes.get(name, {}).items():
-            for key in OWN.get(section, set()) & set(values):
-                raise ParamsError(f"{where} changes.{name}.{section}.{key}: the study sets it by its seeds and paths; remove it")
-            params.setdefault(section, {}).update(values)
+    params, own, source = yaml.load(ROOT / "params.yaml"), (study, dataset), source_of(study, dataset)
+    changes = [(section, values) for section, values in changes_of(*source) if source == own or section in BEFORE]
+    for section, values in changes + (changes_of(*own) if source != own else []):
+        params.setdefault(section, {}).update(values)
     params["shared"]["seed"] = seed
-    params["prepare"]["path"] = os.path.relpath(ROOT / varied["paths"][dataset], cell)
+    params["prepare"]["path"] = os.path.relpath(ROOT / YAML(typ="safe").load(source[0] / "params.yaml")["paths"][source[1]], cell)
     cell.mkdir(parents=True, exist_ok=True)
     yaml.dump(params, cell / "params.yaml")
     load(cell / "params.yaml")
 
 
-def share(prepared: Path, here: Path) -> None:
-    """What is prepared, by hard links, so that the cell has it as its own."""
+def changes_of(study: Path, dataset: str) -> list[tuple[str, dict[str, Any]]]:
+    """By section of params.yaml, for all data sets and then for this one."""
+    varied, found = YAML(typ="safe").load(study / "params.yaml"), []
+    for name in ("all", dataset):
+        for section, values in varied["changes"].get(name, {}).items():
+            where = f"{study / 'params.yaml'}: changes.{name}.{section}"
+            if section in BEFORE and dataset in varied.get("backbones", {}):
+                raise ParamsError(f"{where}: the backbones are those of {varied['backbones'][dataset]}; remove it")
+            for key in OWN.get(section, set()) & set(values):
+                raise ParamsError(f"{where}.{key}: the study sets it by its seeds and paths; remove it")
+            found.append((section, values))
+    return found
+
+
+def share(made: Path, here: Path) -> None:
+    """What was made elsewhere, by hard links, so that the cell has it as its own."""
+    if not made.is_dir():
+        raise ParamsError(f"{made}: not here; dvc pull it, or make the study that it is of")
     shutil.rmtree(here, ignore_errors=True)
-    shutil.copytree(prepared, here, copy_function=os.link)
+    shutil.copytree(made, here, copy_function=os.link)
 
 
 def run(stage: str, cell: Path) -> int:

@@ -26,7 +26,7 @@ from metadiff.artifact import write_json
 from metadiff.errors import DataError
 from metadiff.evaluation import mean_and_ci95
 from stages.imports import ROOT
-from stages.study import STUDIES, results_folder
+from stages.study import STUDIES, results_folder, seeds_of
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 0.975 quantiles, from one degree of freedom on
 
@@ -55,12 +55,12 @@ def write_table(study: Path) -> None:
     varied = YAML(typ="safe").load(study / "params.yaml")
     if len(varied["seeds"]) > len(STUDENT) + 1:
         raise DataError(f"{study / 'params.yaml'}: seeds: at most {len(STUDENT) + 1}, got {len(varied['seeds'])}")
-    how = {name: varied[name] for name in ("seeds", "rivals", "names")}
-    rows = [row for dataset in varied["datasets"] for row in dataset_rows(study, dataset, **how)]
+    how = {name: varied[name] for name in ("rivals", "names")}
+    rows = [row for name in varied["datasets"] for row in dataset_rows(study, name, seeds=seeds_of(varied, name), **how)]
     write_json(study / "table.json", rows)
     draw(study / "gain.png", rows, varied["drawn"])
     if "draws_of" in varied:
-        found = draws_curves(study, varied["draws_of"], seeds=varied["seeds"], names=varied["names"])
+        found = draws_curves(study, varied["draws_of"], seeds=seeds_of(varied, varied["draws_of"]), names=varied["names"])
         curves = {name: found[name] for name in varied["drawn"] if name in found}
         if not curves:
             raise DataError(f"{study / 'params.yaml'}: drawn: none of them is drawn several times; there are {', '.join(found)}")

@@ -69,12 +69,62 @@ def test_a_cell_has_the_projects_parameters_changed_for_all_then_for_its_data_se
 
 def test_a_data_set_or_parameter_that_there_is_not_is_said(studies: Path) -> None:
     few = varied(studies / "few", one={"pretrain": {"epocs": 3}}, two={"shared": {"seed": 3}})
-    with pytest.raises(ParamsError, match="paths: no data set tow; there are one, two"):
+    with pytest.raises(ParamsError, match="datasets: no data set tow; there are one, two"):
         study.compose(few, "tow", studies / "cell")
     with pytest.raises(ParamsError, match=r"pretrain\.epocs: unknown key; did you mean pretrain\.epochs"):
         study.compose(few, "one", studies / "cell")
     with pytest.raises(ParamsError, match=r"changes\.two\.shared\.seed: the study sets it by its seeds and paths; remove it"):
         study.compose(few, "two", studies / "cell")
+
+
+def borrowing(studies: Path, **changes: dict[str, Any]) -> Path:
+    """A study whose data set `two` has the backbones of data set `one` of `few`."""
+    varied(studies / "few", one={"prepare": {"image_size": 40}, "pretrain": {"epochs": 3}, "evaluate": {"episodes": 7}})
+    more = varied(studies / "more", two=changes)
+    params = YAML().load(more / "params.yaml") | {"paths": {}, "backbones": {"two": "few/one"}}
+    YAML().dump(params, more / "params.yaml")
+    return more
+
+
+def test_a_data_set_may_have_the_backbones_of_another_study(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the parameters that made them, and its own after that; only the stages after them run."""
+    borrowing(studies, evaluate={"query": 9})
+    ran: list[str] = []
+    for cell, name in ((studies / "few/cells/one", "prepared"), (studies / "few/cells/one/1", "backbone")):
+        (cell / "data" / name).mkdir(parents=True)
+        (cell / "data" / name / "made").write_text(name)
+    monkeypatch.setattr(study, "run", lambda stage, _cell: ran.append(stage))
+    monkeypatch.setattr(study, "keep_results", lambda *_: None)
+    assert study.main(["more", "two", "1"]) == 0
+    assert ran == ["collect", "metatrain", "evaluate"]
+    cell = studies / "more/cells/two/1"
+    found, project = load(cell / "params.yaml"), load(ROOT / "params.yaml")
+    assert (found.prepare.image_size, found.pretrain.epochs, found.evaluate.query, found.shared.seed) == (40, 3, 9, 1)
+    assert found.evaluate.episodes == project.evaluate.episodes
+    assert [(cell / "data" / name / "made").read_text() for name in ("prepared", "backbone")] == ["prepared", "backbone"]
+
+
+def test_backbones_of_another_study_are_not_made_here(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    borrowing(studies, pretrain={"epochs": 9})
+    for arguments, message in (
+        (["more", "two"], "backbones: the images of two are prepared by few/one"),
+        (["more", "two", "1"], "changes.two.pretrain: the backbones are those of few/one; remove it"),
+    ):
+        assert study.main(arguments) == os.EX_USAGE
+        assert message in capsys.readouterr().err
+
+
+def test_backbones_that_are_not_here_are_asked_for(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    borrowing(studies)
+    assert study.main(["more", "two", "1"]) == os.EX_USAGE
+    assert capsys.readouterr().err.endswith(
+        "few/cells/one/data/prepared: not here; dvc pull it, or make the study that it is of\n"
+    )
+
+
+def test_a_data_set_may_have_fewer_seeds() -> None:
+    params = {"seeds": [0, 1, 2], "fewer": {"two": [0]}}
+    assert [study.seeds_of(params, name) for name in ("one", "two")] == [[0, 1, 2], [0]]
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 5])
@@ -279,9 +329,11 @@ def test_a_study_of_two_seeds_runs_through_dvc_and_again_only_what_changed(tiny:
     assert "evaluate: finished before" not in said
 
 
+@pytest.mark.parametrize("prepared", ["", "0/"])
 def test_a_number_of_a_cell_is_traced_to_the_code_and_artifacts_that_made_it(
-    copy: Repository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copy: Repository, prepared: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Images are of all seeds, or the cell's own copy of those of another study."""
     root, yaml = copy.root, YAML()
     results = root / "studies/few/results/one/0"
     results.mkdir(parents=True)
@@ -289,13 +341,14 @@ def test_a_number_of_a_cell_is_traced_to_the_code_and_artifacts_that_made_it(
         shutil.copy(root / "data/results" / name, results)
     made = {name: stage["outs"] for name, stage in yaml.load(root / "dvc.lock")["stages"].items()}
     outs = [{**made[stage][0], "path": f"studies/few/cells/one/0/{Path(stage_out)}"} for stage, stage_out in OUTS.items()]
+    outs[0] |= {"path": f"studies/few/cells/one/{prepared}data/prepared"}
     stages = {"prepare@one": {"outs": outs[:1]}, "cell@one-0": {"outs": outs[1:]}}
     yaml.dump({"stages": stages}, root / "studies/few/dvc.lock")
     copy.run("git", "add", "-A")
     copy.run("git", "commit", "-qm", "study")
     chain = studies_of.read_cell(root, "few/one/0")
     assert (chain.strange, [*chain.stages]) == ((), [*OUTS])
-    assert parents(chain, "evaluate") == ["metatrain", "pretrain"]
+    assert parents(chain, "evaluate") == ["metatrain", "collect", "pretrain"]
     monkeypatch.chdir(root)
     assert cli.main(["trace", "--study", "few/one/0", "test.shot1.ncm.accuracy", "--page", "trace.html"]) == 0
     printed = capsys.readouterr().out
