@@ -37,14 +37,13 @@ def generated(made: WeightGenerator, draws: int) -> Heads:
 
 
 def tuned(made: WeightGenerator, draws: int, lr: float, steps: int) -> Heads:
-    """From random starts, that are drawn before the clock runs."""
-    streams = [[numpy_stream(draw, "latency", task) for task in range(TASKS)] for draw in range(draws)]
-    start_GEP = torch.stack([torch.stack([made.learner.start(of, made.start_std) for of in row]) for row in streams])
+    """From random starts; their noise, as that of a generator, is drawn while the clock runs."""
 
     def heads(support_EWSD: Tensor) -> Tensor:
         """All starts of all tasks in one tensor program."""
         count = len(support_EWSD)
-        start_BP = start_GEP[:, :count].flatten(0, 1)
+        stream = numpy_stream(0, "latency")
+        start_BP = torch.stack([made.learner.start(stream, made.start_std) for _ in range(draws * count)])
         end_BP = finetune(
             made.learner, made.inputs, support_EWSD.repeat(draws, *(1,) * (support_EWSD.ndim - 1)), start_BP, lr=lr, steps=steps
         )

@@ -22,6 +22,7 @@ BATCH = 250  # episodes at a time
 BINS = 15  # of the calibration error
 TYPICAL = 10.0  # temperature with which draws are averaged before one is chosen
 TEMPERATURES: tuple[float, ...] = tuple(2.0 ** (step / 4) for step in range(37))  # 1 to 512
+COARSE = 4  # steps of temperatures at first, then those around the best
 
 RowsOf = Callable[[Tensor, int], Tensor]  # support (E, W, S, D) and the number of the batch -> class rows (G, E, W, D)
 WeightsOf = Callable[[Tensor, int], Tensor]  # the same -> weights (G, E, P) of a base learner
@@ -108,9 +109,18 @@ def negative_log_likelihood(log_EQW: Tensor, target_Q: Tensor) -> NDArray[np.flo
 
 
 def best_temperature(scores_GEQW: Tensor, target_Q: Tensor) -> float:
-    """The factor on the scores with the best likelihood; to be chosen on validation episodes."""
-    losses = [negative_log_likelihood(log_probabilities(scores_GEQW, t), target_Q).mean() for t in TEMPERATURES]
-    return TEMPERATURES[int(np.argmin(losses))]
+    """The factor on the scores with the best likelihood; to be chosen on validation episodes.
+
+    The likelihood has one peak, so few temperatures show where it is. Only the class of each query is looked at.
+    """
+    at_target_GEQ = scores_GEQW[..., torch.arange(len(target_Q)), target_Q]
+
+    def loss(temperature: float) -> float:
+        log_GEQ = temperature * at_target_GEQ - (temperature * scores_GEQW).logsumexp(-1)
+        return -float(log_GEQ.logsumexp(0).mean(dtype=torch.float64))
+
+    best = min(range(0, len(TEMPERATURES), COARSE), key=lambda step: loss(TEMPERATURES[step]))
+    return min(TEMPERATURES[max(0, best - COARSE + 1) : best + COARSE], key=loss)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def smallest(bound_AN: Tensor, cost_of: Callable[[Tensor, Tensor], Tensor], coun
     likely_AN = torch.zeros_like(finite_AN).scatter_(1, likely_AK, value=True) & finite_AN
     cost_AN[likely_AN] = cost_of(*likely_AN.nonzero(as_tuple=True))
     worst_A1 = cost_AN.topk(count, largest=False).values[:, -1:]
-    open_AN = (bound_AN <= worst_A1) & ~likely_AN
+    open_AN = (bound_AN <= worst_A1) & finite_AN & ~likely_AN
     cost_AN[open_AN] = cost_of(*open_AN.nonzero(as_tuple=True))
     found = cost_AN.topk(count, largest=False)
     return found.values, found.indices

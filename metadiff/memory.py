@@ -1,6 +1,6 @@
-"""Whether a generator of weights has learned the weights it was trained on by heart.
+"""Whether a generator of weights gives, for new classes, weights that it was trained on.
 
-Weights that were learned by heart lie much nearer to some training weights than these lie to each other. The classes of a task
+Weights that are repeated lie much nearer to some training weights than these lie to each other. The classes of a task
 stand in any order, and so do the hidden units of a perceptron: a distance is that after both were put in order.
 Shapes: A and B vectors of P weights, I pairs of them, W ways, H hidden units of U weights each, E episodes, Q queries.
 """
@@ -21,7 +21,7 @@ from metadiff.matching import least_cost, pairing, smallest
 from metadiff.paths import WeightScale
 from metadiff.symmetry import parts_of
 
-PAIRS = 10_000  # of vectors, matched at a time
+NUMBERS = 25_000_000  # of the vectors that are matched at a time, of one of the two sides
 MOST = 8192  # training vectors that are compared with, of more the first ones
 SAMPLE = 200  # training vectors whose nearest other one is looked for, among all
 BY_HEART = 0.5  # generated weights memorise below this share of the distance between training weights
@@ -64,14 +64,15 @@ def nearest(one_AP: Tensor, other_BP: Tensor, learner: BaseLearner, *, among: bo
     one, other = (_heads(found.double(), learner) for found in (one_AP, other_BP))
     size = len(other_BP)
     first, second = (torch.arange(len(found), device=one_AP.device) for found in (one_AP, other_BP))
-    pairs = torch.split(torch.cartesian_prod(first, second), PAIRS)
+    count = max(1, NUMBERS // learner.size)
+    pairs = torch.split(torch.cartesian_prod(first, second), count)
     orders, bounds = zip(*(_bound(one.take(pair_I2[:, 0]), other.take(pair_I2[:, 1])) for pair_I2 in pairs), strict=True)
     order_ABW, bound_AB = torch.cat(orders).view(-1, size, learner.way), torch.cat(bounds).view(-1, size)
     if among:
         bound_AB.fill_diagonal_(torch.inf)
 
     def cost_of(row: Tensor, column: Tensor) -> Tensor:
-        parts = zip(torch.split(row, PAIRS), torch.split(column, PAIRS), strict=True)
+        parts = zip(torch.split(row, count), torch.split(column, count), strict=True)
         return torch.cat([_apart(one.take(a), other.take(b), order_ABW[a, b]) for a, b in parts])
 
     square_A, index_A = (found[:, 0] for found in smallest(bound_AB, cost_of))
@@ -91,7 +92,7 @@ def verdict(generated_A: NDArray[np.float64], training_B: NDArray[np.float64]) -
     if apart <= 0:
         raise DataError("data/trajectories: half of the paths end where others do: raise collect.tasks or change collect.shot")
     ratio = float(np.median(generated_A)) / apart
-    word = "memorises" if ratio < BY_HEART else "generalises"
+    word = "by heart" if ratio < BY_HEART else "not by heart"
     return (
         f"{word}: generated weights lie {ratio:.2f} times as far from the nearest training weights as these from each other "
         f"(medians; below {BY_HEART:g} is by heart)"

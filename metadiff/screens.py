@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metadiff.artifact import write_synced
-from metadiff.errors import DataError
+from metadiff.errors import DataError, ParamsError
 
 if TYPE_CHECKING:
     from metadiff.classification import Report
@@ -89,6 +89,9 @@ def show_chains(console: Console, store: Path, *, model: str | None, episode: in
     from metadiff.trajectory_store import open_trajectories
     from metadiff.weightclassifiers import WITHOUT_NOISE
 
+    for name, value, least in (("shot", shot, 1), ("episode", episode, 0)):
+        if value is not None and value < least:
+            raise ParamsError(f"--{name}: must be at least {least}, got {value}")
     section, made = load(PARAMS).evaluate, make_weight_generators(read_checkpoints(GENERATOR), "cpu")
     drawing = [name for name in made if name not in WITHOUT_NOISE]
     model = model or next(iter(drawing), "local")
@@ -98,7 +101,7 @@ def show_chains(console: Console, store: Path, *, model: str | None, episode: in
     if not FEATURES.is_file():
         raise DataError(f"{FEATURES}: missing; make it: dvc repro pretrain, or dvc pull")
     data, features_ND = read_rows(FEATURES), torch.from_numpy(read_features(FEATURES))
-    sizes = {"shot": shot or section.shots[-1], "query": section.query, "seed": section.seed}
+    sizes = {"shot": section.shots[-1] if shot is None else shot, "query": section.query, "seed": section.seed}
     task = figure.task_of(made[model], data, features_ND, episode=episode, **sizes)
     chains = figure.chain_walks(task, gaussian_noise(torch_stream(section.seed, "chains", episode)))
     optimisers = figure.optimiser_walks(task, chains, open_trajectories(store).attributes["params"])

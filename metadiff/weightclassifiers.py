@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metadiff.baselines.finetune import finetune
-from metadiff.baselines.nearest import TrainingTasks, average_weights, nearest_weights, noisy_weights
+from metadiff.baselines.nearest import NEIGHBOURS, NOISE, TrainingTasks, average_weights, nearest_weights, noisy_weights
 from metadiff.candidates import Candidate, OfWeights
 from metadiff.diffusion import gaussian_noise
 from metadiff.errors import ParamsError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 WITHOUT_NOISE = ("weights-regression", "reptile")
 FINETUNED = ("finetune-reptile", "finetune-random")  # the latter also as the mean of several starts
-LOOKED_UP = ("nearest-weights", "average-weights", "noisy-weights")
+LOOKED_UP = ("nearest-weights", "average-weights", "noisy-weights")  # the first also as the mean of several
 WeightGenerators = Mapping[str, WeightGenerator]  # by model
 
 
@@ -60,9 +60,8 @@ def weight_classifiers(
                 starts_of = random_starts(generator, section, draws=draws)
                 yield name, finetuned(generator, section, starts_of, steps=section.finetune_steps)
         if tasks is not None:
-            looked_up = (nearest_weights(tasks), average_weights(tasks), noisy_weights(tasks, section.seed))
-            for name, weights_of in zip(LOOKED_UP, looked_up, strict=True):
-                yield name, {"": OfWeights(weights_of, generator.logits)}
+            for name, found in looked_up(tasks, section).items():
+                yield name, {about: OfWeights(weights_of, generator.logits) for about, weights_of in found.items()}
 
 
 def drawn_weights(generator: WeightGenerator, section: Evaluate, *, draws: int = 1) -> WeightsOf:
@@ -73,6 +72,16 @@ def drawn_weights(generator: WeightGenerator, section: Evaluate, *, draws: int =
         return generator.draws(support_EWSD, noises)
 
     return weights
+
+
+def looked_up(tasks: TrainingTasks, section: Evaluate) -> dict[str, dict[str, WeightsOf]]:
+    """What needs no generator: by name, and by what validation may prefer."""
+    found: dict[str, dict[str, WeightsOf]] = {"nearest-weights": {"": nearest_weights(tasks)}}
+    if section.draws > 1:
+        found["nearest-weights-mean"] = {"": nearest_weights(tasks, section.draws)}
+    found["average-weights"] = {f"{count} neighbours": average_weights(tasks, count) for count in NEIGHBOURS}
+    found["noisy-weights"] = {f"noise {share:g}": noisy_weights(tasks, section.seed, share) for share in NOISE}
+    return found
 
 
 def random_starts(generator: WeightGenerator, section: Evaluate, *, draws: int = 1) -> WeightsOf:

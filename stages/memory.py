@@ -1,4 +1,4 @@
-"""Of each generator of whole weights, on validation episodes: whether it has learned its training weights by heart."""
+"""Of each generator of whole weights, on validation episodes: whether it gives weights that it was trained on."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from metadiff.artifact import write_json
+from metadiff.artifact import read_manifest, write_json
 from metadiff.errors import ParamsError
 from metadiff.params import load
 from stages.imports import ROOT
@@ -72,6 +72,7 @@ def make(chosen: argparse.Namespace) -> int:
     share(cell_folder(*source) / PREPARED, cell / PREPARED)
     if source != (study, dataset):
         share(cell_folder(*source, seed) / BACKBONE, cell / BACKBONE)
+        refuse_other_parameters(cell)
     for stage in AFTER if source == (study, dataset) else AFTER[1:]:
         code = run(stage, cell)
         if code:
@@ -99,7 +100,14 @@ def source_of(study: Path, dataset: str) -> Source:
     if dataset not in varied.get("backbones", {}):
         return study, dataset
     other, _, name = varied["backbones"][dataset].partition("/")
-    return study.parent / other, name
+    path = study.parent / other / "params.yaml"
+    there = YAML(typ="safe").load(path)["paths"] if other and path.is_file() else {}
+    if name not in there:
+        raise ParamsError(
+            f"{study / 'params.yaml'}: backbones.{dataset}: expected a study and one of its data sets, as few-shot/omniglot, "
+            f"got {varied['backbones'][dataset]}"
+        )
+    return path.parent, name
 
 
 def seeds_of(varied: Mapping[str, Any], dataset: str) -> list[int]:
@@ -128,6 +136,8 @@ def changes_of(study: Path, dataset: str) -> list[tuple[str, dict[str, Any]]]:
         for section, values in varied["changes"].get(name, {}).items():
             where = f"{study / 'params.yaml'}: changes.{name}.{section}"
             if section in BEFORE and dataset in varied.get("backbones", {}):
+                if name == "all":  # is of the other data sets
+                    continue
                 raise ParamsError(f"{where}: the backbones are those of {varied['backbones'][dataset]}; remove it")
             for key in OWN.get(section, set()) & set(values):
                 raise ParamsError(f"{where}.{key}: the study sets it by its seeds and paths; remove it")
@@ -141,6 +151,19 @@ def share(made: Path, here: Path) -> None:
         raise ParamsError(f"{made}: not here; dvc pull it, or make the study that it is of")
     shutil.rmtree(here, ignore_errors=True)
     shutil.copytree(made, here, copy_function=os.link)
+
+
+def refuse_other_parameters(cell: Path) -> None:
+    """Of a backbone from elsewhere: a cell must not say other parameters than those that made it."""
+    params = load(cell / "params.yaml")
+    for folder, section in ((PREPARED, params.prepare), (BACKBONE, params.pretrain)):
+        made, said = read_manifest(cell / folder)["params"], section.model_dump(mode="json")
+        other = [key for key, value in made.items() if key != "path" and said.get(key) != value]
+        if other:
+            key = other[0]
+            raise ParamsError(
+                f"{cell / folder}: was made with {key} {made[key]}, the parameters say {said.get(key)}: make that study again"
+            )
 
 
 def run(stage: str, cell: Path) -> int:

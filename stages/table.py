@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write_table(study: Path) -> None:
     varied = YAML(typ="safe").load(study / "params.yaml")
-    if len(varied["seeds"]) > len(STUDENT) + 1:
-        raise DataError(f"{study / 'params.yaml'}: seeds: at most {len(STUDENT) + 1}, got {len(varied['seeds'])}")
+    for name in varied["datasets"]:
+        if len(seeds_of(varied, name)) > len(STUDENT) + 1:
+            raise DataError(f"{study / 'params.yaml'}: seeds: at most {len(STUDENT) + 1}, got {len(seeds_of(varied, name))}")
     how = {name: varied[name] for name in ("rivals", "names")}
     rows = [row for name in varied["datasets"] for row in dataset_rows(study, name, seeds=seeds_of(varied, name), **how)]
+    curves = chosen_curves(study, varied) if "draws_of" in varied else {}
     write_json(study / "table.json", rows)
     draw(study / "gain.png", rows, varied["drawn"])
-    if "draws_of" in varied:
-        found = draws_curves(study, varied["draws_of"], seeds=seeds_of(varied, varied["draws_of"]), names=varied["names"])
-        curves = {name: found[name] for name in varied["drawn"] if name in found}
-        if not curves:
-            raise DataError(f"{study / 'params.yaml'}: drawn: none of them is drawn several times; there are {', '.join(found)}")
+    if curves:
         draw_draws(study / "draws.png", varied["draws_of"], curves)
     for row in rows:
         print(" | ".join(cells(row, rivals_in(rows))))
@@ -113,6 +112,16 @@ def half_over_seeds(means_S: Values) -> Values:
     seeds = len(means_S)
     half: Values = STUDENT[seeds - 2] * means_S.std(axis=0, ddof=1) / seeds**0.5 if seeds > 1 else np.zeros_like(means_S[0])
     return half
+
+
+def chosen_curves(study: Path, varied: Mapping[str, Any]) -> dict[str, dict[str, pd.DataFrame]]:
+    """Of the figure of draws."""
+    dataset = varied["draws_of"]
+    found = draws_curves(study, dataset, seeds=seeds_of(varied, dataset), names=varied["names"])
+    curves = {name: found[name] for name in varied["drawn"] if name in found}
+    if not curves:
+        raise DataError(f"{study / 'params.yaml'}: drawn: none of them is drawn several times; there are {', '.join(found)}")
+    return curves
 
 
 def draws_curves(study: Path, dataset: str, *, seeds: list[int], names: dict[str, str]) -> dict[str, dict[str, pd.DataFrame]]:
@@ -206,9 +215,10 @@ def draw_draws(path: Path, dataset: str, curves: dict[str, dict[str, pd.DataFram
             style = "-" if shot == shots[-1] else "--"
             axes.plot(draws, mean, style, color=f"C{number}", marker=".", label=label)
             axes.fill_between(draws, mean - half, mean + half, color=f"C{number}", alpha=0.2, linewidth=0)
+    counts = [*next(iter(next(iter(curves.values())).values())).index]
     for what, axes in panels.items():
         axes.set_xscale("log", base=2)
-        axes.set_xticks(draws, [str(count) for count in draws])
+        axes.set_xticks(counts, map(str, counts))
         axes.set(title=f"{dataset}: {what}", xlabel="draws whose probabilities are averaged")
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(curves), fontsize=9)

@@ -1,7 +1,7 @@
 """What needs no generator: the weights that were trained for the base tasks which look most like a new one.
 
 Tasks look alike by their class means as the learner sees them, after the best order of their classes. Whoever generates weights
-for a task has to do better than who looks them up, averages them or shakes them.
+for a task has to do better than who looks them up, averages them or shakes them; how many and how much, validation says.
 Shapes: N training tasks, E new ones, K neighbours, C base classes, W ways, S shots, D features, F inputs, P weights.
 """
 
@@ -31,7 +31,8 @@ from metadiff.symmetry import with_classes, with_units_of
 if TYPE_CHECKING:
     from metadiff.trajectory_store import TrajectoryStore
 
-NEIGHBOURS = 8  # whose weights are averaged
+NEIGHBOURS = (8, 32)  # whose weights are averaged; more are slowly better (64 by one point) and slowly found
+NOISE = (0.1, 0.3, 1.0)  # in distances of the nearest training weights
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,19 @@ class TrainingTasks:
         return each * remembered.scale.deviation_P
 
 
-def nearest_weights(tasks: TrainingTasks) -> WeightsOf:
-    """Those of the most alike task."""
-    return lambda support_EWSD, _batch: tasks.near(support_EWSD, 1).transpose(0, 1)
+def nearest_weights(tasks: TrainingTasks, draws: int = 1) -> WeightsOf:
+    """Those of as many of the most alike tasks, as if they were draws."""
+    return lambda support_EWSD, _batch: tasks.near(support_EWSD, min(draws, len(tasks.end_NP))).transpose(0, 1)
 
 
-def average_weights(tasks: TrainingTasks) -> WeightsOf:
+def average_weights(tasks: TrainingTasks, neighbours: int) -> WeightsOf:
     """The mean over the most alike tasks, with hidden units in the order in which they lie nearest to those of the first.
 
     Units of random starts in any order would average out to nothing, which would prove nothing.
     """
 
     def weights(support_EWSD: Tensor, _batch: int) -> Tensor:
-        theta_EKP = tasks.near(support_EWSD, min(NEIGHBOURS, len(tasks.end_NP)))
+        theta_EKP = tasks.near(support_EWSD, min(neighbours, len(tasks.end_NP)))
         first_EKP = theta_EKP[:, :1].expand_as(theta_EKP)
         matched_IP = with_units_of(theta_EKP.flatten(0, 1), first_EKP.flatten(0, 1), tasks.learner)
         return matched_IP.view_as(theta_EKP).mean(1)[None]
@@ -100,12 +101,12 @@ def average_weights(tasks: TrainingTasks) -> WeightsOf:
     return weights
 
 
-def noisy_weights(tasks: TrainingTasks, seed: int) -> WeightsOf:
-    """Those of the most alike task, moved by noise as far as the nearest training weights lie apart."""
+def noisy_weights(tasks: TrainingTasks, seed: int, share: float) -> WeightsOf:
+    """Those of the most alike task, moved by noise to this share of how far the nearest training weights lie apart."""
 
     def weights(support_EWSD: Tensor, batch: int) -> Tensor:
         theta_EP = tasks.near(support_EWSD, 1)[:, 0]
         noise = gaussian_noise(torch_stream(seed, "noisy-weights", batch))
-        return (theta_EP + noise(theta_EP) * tasks.deviation_P)[None]
+        return (theta_EP + share * noise(theta_EP) * tasks.deviation_P)[None]
 
     return weights

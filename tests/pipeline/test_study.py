@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from dvc.repo import Repo
 from PIL import Image
 from ruamel.yaml import YAML
 from scipy import stats
 
 from metadiff import cli
 from metadiff import studies as studies_of
-from metadiff.artifact import verify
+from metadiff.artifact import seal, verify
 from metadiff.errors import ParamsError
 from metadiff.params import load
 from metadiff.tracepage import parents
@@ -93,6 +94,7 @@ def test_a_data_set_may_have_the_backbones_of_another_study(studies: Path, monke
     for cell, name in ((studies / "few/cells/one", "prepared"), (studies / "few/cells/one/1", "backbone")):
         (cell / "data" / name).mkdir(parents=True)
         (cell / "data" / name / "made").write_text(name)
+        seal(cell / "data" / name, about={"params": {}})
     monkeypatch.setattr(study, "run", lambda stage, _cell: ran.append(stage))
     monkeypatch.setattr(study, "keep_results", lambda *_: None)
     assert study.main(["more", "two", "1"]) == 0
@@ -112,6 +114,47 @@ def test_backbones_of_another_study_are_not_made_here(studies: Path, capsys: pyt
     ):
         assert study.main(arguments) == os.EX_USAGE
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["few/three", "fewer/one", "few", "more/two"])
+def test_backbones_of_a_study_or_data_set_that_there_is_not_are_said(
+    studies: Path, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = borrowing(studies)
+    YAML().dump(YAML().load(more / "params.yaml") | {"backbones": {"two": source}}, more / "params.yaml")
+    assert study.main(["more", "two", "1"]) == os.EX_USAGE
+    expected = f"backbones.two: expected a study and one of its data sets, as few-shot/omniglot, got {source}\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
+def test_backbones_that_other_parameters_made_are_refused(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    borrowing(studies)
+    for cell, name in ((studies / "few/cells/one", "prepared"), (studies / "few/cells/one/1", "backbone")):
+        (cell / "data" / name).mkdir(parents=True)
+        made = {"prepared": {"image_size": 40, "path": "elsewhere"}, "backbone": {"epochs": 4}}[name]
+        seal(cell / "data" / name, about={"params": made})
+    assert study.main(["more", "two", "1"]) == os.EX_USAGE
+    expected = "data/backbone: was made with epochs 4, the parameters say 3: make that study again\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
+def test_what_all_data_sets_change_of_a_backbone_is_not_of_one_from_elsewhere(studies: Path) -> None:
+    more = borrowing(studies)
+    params = YAML().load(more / "params.yaml")
+    params["changes"]["all"]["pretrain"] = {"epochs": 9}
+    YAML().dump(params, more / "params.yaml")
+    study.compose(more, "two", more / "cell")
+    assert load(more / "cell/params.yaml").pretrain.epochs == 3
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "studies").glob("*/dvc.yaml")))
+def test_the_graph_of_a_study_makes_the_cells_that_its_table_reads(name: str) -> None:
+    varied = YAML(typ="safe").load(ROOT / "studies" / name / "params.yaml")
+    wanted = {
+        f"studies/{name}/results/{dataset}/{seed}" for dataset in varied["datasets"] for seed in study.seeds_of(varied, dataset)
+    }
+    made = {str(Path(out.fs_path).relative_to(ROOT)) for out in Repo(ROOT).index.outs}
+    assert {path for path in made if path.startswith(f"studies/{name}/results/")} == wanted
 
 
 def test_backbones_that_are_not_here_are_asked_for(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from metadiff.baselines.ncm import mean_rows
 from metadiff.episodes import Episodes, draw_episodes
 from metadiff.errors import NumericError
 from metadiff.evaluation import (
+    TEMPERATURES,
     RowsOf,
     accuracy,
     best_temperature,
@@ -129,6 +130,16 @@ def test_the_temperature_is_the_likeliest_of_those_tried() -> None:
         swapped.scatter_(2, drawn, scores[0].gather(2, ways.view(1, 5, 1).expand(4000, 5, 1)))
         swapped.scatter_(2, ways.view(1, 5, 1).expand(4000, 5, 1), scores[0].gather(2, drawn))
         assert best_temperature(swapped[None], ways) == want
+
+
+@pytest.mark.parametrize("draws", [1, 5])
+@pytest.mark.parametrize("spread", [0.02, 0.3, 3.0])
+def test_the_best_temperature_is_that_of_trying_all(draws: int, spread: float) -> None:
+    stream = torch.Generator().manual_seed(draws)
+    target = torch.arange(5).repeat_interleave(4)
+    scores = spread * (torch.randn(draws, 60, 20, 5, generator=stream) + 1.5 * torch.eye(5)[target])
+    losses = {t: negative_log_likelihood(log_probabilities(scores, t), target).mean() for t in TEMPERATURES}
+    assert best_temperature(scores, target) == min(losses, key=losses.__getitem__)
 
 
 def test_the_calibration_error_is_the_textbooks() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from metadiff.matching import least_cost, pairing, smallest
 
@@ -71,3 +72,19 @@ def test_what_an_infinite_bound_excludes_is_not_asked_for() -> None:
     values, indices = smallest(bound, lambda row, column: cost[row, column], 2)
     assert values.tolist() == [[1, 2], [7, 8]]
     assert indices.tolist() == [[1, 2], [1, 2]]
+
+
+def test_candidates_that_are_excluded_are_never_asked_for() -> None:
+    """Not even where fewer than are wanted are left."""
+    bound = torch.full((2, 20), torch.inf)
+    bound[0, 3], bound[1, 5] = 1.0, 2.0
+    asked: list[tuple[int, int]] = []
+
+    def cost_of(thing: Tensor, candidate: Tensor) -> Tensor:
+        asked.extend(zip(thing.tolist(), candidate.tolist(), strict=True))
+        return torch.full((len(thing),), 7.0)
+
+    values, numbers = smallest(bound, cost_of, 2)
+    assert sorted(asked) == [(0, 3), (1, 5)]
+    assert (values[:, 0].tolist(), numbers[:, 0].tolist()) == ([7, 7], [3, 5])
+    assert values[:, 1].isinf().all()

@@ -10,7 +10,7 @@ from torch import Tensor
 from metadiff.consistency import add_noise, ddim, mean_steps
 from metadiff.denoiser import Condition
 from metadiff.diffusion import gaussian_noise
-from metadiff.learner import Perceptron
+from metadiff.learner import BaseLearner, Learner, Perceptron
 from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, backward
 from metadiff.methods.mcdi import WEIGHT_MODELS, McDi, build_weights
 from metadiff.params import WeightModel
@@ -121,40 +121,33 @@ def test_without_weights_the_loss_is_that_of_the_estimate() -> None:
     torch.testing.assert_close(one.errors(drawn), want_B)
 
 
+HEADS = [LEARNER, Learner("linear", WAY, DIM, 1.0), Learner("cosine", WAY, DIM, 10.0)]
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "mean-step"])
-def test_weights_are_sampled_by_the_chain_that_is_asked_for(sampler: str) -> None:
-    """Step by step on whole weights; the sampler itself walks in the frame of its start."""
-    one = method("local", sampler=sampler)
+@pytest.mark.parametrize("model", ["local", "ocd"])
+@pytest.mark.parametrize("learner", HEADS, ids=lambda learner: learner.kind)
+def test_a_chain_in_the_frame_of_its_start_is_that_of_whole_weights(learner: BaseLearner, model: str, sampler: str) -> None:
+    """Step by step, by a network of any weights, with a base or none."""
+    stream = torch.Generator().manual_seed(5)
+    base_P, start = (torch.randn(*size, learner.size, generator=stream, dtype=torch.float64) for size in ((), (6,)))
+    scale = WeightScale(base_P if model == "ocd" else 0 * base_P, torch.ones_like(base_P))
+    one = build_weights(FACTS | {"model": model, "sampler": sampler, "learner": asdict(learner)}, scale)
     one.net.double()
-    condition = Condition(batch().condition.mean_BWD.double(), torch.ones(1, dtype=torch.float64))
-    start = torch.randn(6, LEARNER.size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     states: list[Tensor] = []
+    condition = Condition(batch().condition.mean_BWD.double(), torch.ones(1, dtype=torch.float64))
     with torch.no_grad():
+        for parameter in one.net.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=stream, dtype=torch.float64)
         found = one.sample(condition, lambda like: start.to(like), watch=lambda _t, x: states.append(x))
         if sampler == "ddim":
-            want = ddim(lambda x, t: one.net(x, torch.tensor([t / 12]).double(), condition), start, one.chain)
+            want = ddim(lambda x, t: one.estimate(x, torch.tensor([t]), condition), start, one.chain)
         else:
             want = mean_steps(lambda x, t: one.f(x, torch.tensor([t]), condition), start, one.chain)
     torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(states[0], start)
     torch.testing.assert_close(states[-1], found)
     assert len(states) == 13
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "mean-step"])
-def test_what_is_added_to_a_base_is_sampled_in_a_frame_that_has_the_base_too(sampler: str) -> None:
-    base_P = torch.randn(LEARNER.size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    one = build_weights(FACTS | {"model": "ocd", "sampler": sampler}, WeightScale(base_P, torch.ones_like(base_P)))
-    one.net.double()
-    condition = Condition(batch().condition.mean_BWD.double(), torch.ones(1, dtype=torch.float64))
-    start = torch.randn(6, LEARNER.size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    with torch.no_grad():
-        found = one.sample(condition, lambda like: start.to(like))
-        if sampler == "ddim":
-            want = ddim(lambda x, t: one.estimate(x, torch.tensor([t]), condition), start, one.chain)
-        else:
-            want = mean_steps(lambda x, t: one.f(x, torch.tensor([t]), condition), start, one.chain)
-    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
 
 
 def test_ocd_sees_its_base_and_gives_what_is_to_be_added() -> None:

@@ -55,7 +55,7 @@ def test_the_nearest_is_that_after_the_best_orders(learner: BaseLearner, monkeyp
     else:
         np.testing.assert_allclose(found.distance_A, least, rtol=1e-6)
         np.testing.assert_array_equal(found.index_A, expected.argmin(1))
-    monkeypatch.setattr(memory, "PAIRS", 10)
+    monkeypatch.setattr(memory, "NUMBERS", 10 * learner.size)  # of ten pairs
     again = nearest(one, other, learner)
     assert all(torch.equal(*pair) for pair in zip(vars(found).values(), vars(again).values(), strict=True))
 
@@ -149,14 +149,14 @@ def test_the_overlap_is_that_of_the_sets_of_errors() -> None:
 
 def test_the_verdict_goes_by_the_ratio_of_the_medians() -> None:
     training = np.array([1.0, 2.0, 300.0])
-    assert verdict(np.array([0.0, 0.9, 500.0]), training).startswith("memorises: generated weights lie 0.45 times as far")
-    assert verdict(np.array([0.0, 1.0, 500.0]), training).startswith("generalises: generated weights lie 0.50 times as far")
+    assert verdict(np.array([0.0, 0.9, 500.0]), training).startswith("by heart: generated weights lie 0.45 times as far")
+    assert verdict(np.array([0.0, 1.0, 500.0]), training).startswith("not by heart: generated weights lie 0.50 times as far")
     with pytest.raises(DataError, match=r"^data/trajectories: half of the paths end where others do: raise collect\.tasks"):
         verdict(training, np.array([0.0, 0.0, 1.0]))
 
 
 @LEARNERS
-@pytest.mark.parametrize(("noise", "word"), [(0.05, "memorises"), (1.0, "generalises")])
+@pytest.mark.parametrize(("noise", "word"), [(0.05, "by heart"), (1.0, "not by heart")])
 def test_noisy_copies_in_any_order_are_by_heart_and_fresh_draws_are_not(learner: BaseLearner, noise: float, word: str) -> None:
     training = drawn(40, learner)
     mixed = torch.stack([reordered(theta, [2, 0, 1], [3, 1, 0, 2], learner) for theta in training[:20]])

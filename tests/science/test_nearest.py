@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from metadiff.baselines import nearest
 from metadiff.baselines.nearest import PathEnds, TrainingTasks, average_weights, nearest_weights, noisy_weights
 from metadiff.inputs import Inputs, moved
 from metadiff.learner import BaseLearner, Learner, Perceptron
@@ -35,7 +34,7 @@ SETS = torch.combinations(BASE, WAY)  # each once, so that no two tasks look ali
 PATH_CLASSES = SETS.gather(1, torch.rand(SETS.shape, generator=STREAM).argsort(1))
 LINEAR, NET = Learner("linear", WAY, 4, scale=1.0), Perceptron("mlp", WAY, 4, hidden=5)
 LEARNERS = pytest.mark.parametrize("learner", [LINEAR, NET], ids=lambda learner: learner.kind)
-SPREAD = 0.7
+SPREAD, NEIGHBOURS = 0.7, 8
 
 
 def ends_of(learner: BaseLearner) -> PathEnds:
@@ -76,6 +75,7 @@ def test_the_nearest_are_those_of_the_most_alike_tasks_with_classes_in_order(lea
         for theta_P, (_, number, order) in zip(found_KP, expected[:4], strict=True):
             torch.testing.assert_close(theta_P, with_classes(ends[number : number + 1], torch.tensor([order]), learner)[0])
     assert torch.equal(nearest_weights(tasks_of(learner))(support, 0), theta_EKP[None, :, 0])
+    assert torch.equal(nearest_weights(tasks_of(learner), 4)(support, 0), theta_EKP.transpose(0, 1))
 
 
 def test_classes_in_another_order_find_the_same_weights_in_that_order() -> None:
@@ -107,10 +107,10 @@ def test_units_are_put_where_they_lie_nearest() -> None:
 @LEARNERS
 def test_the_average_is_that_of_neighbours_with_their_units_in_one_order(learner: BaseLearner) -> None:
     tasks, support = tasks_of(learner), supports()
-    theta_EKP = tasks.near(support, nearest.NEIGHBOURS)
-    rest = [with_units_of(theta_EKP[:, number], theta_EKP[:, 0], learner) for number in range(1, nearest.NEIGHBOURS)]
-    expected = (theta_EKP[:, 0] + sum(rest)) / nearest.NEIGHBOURS
-    torch.testing.assert_close(average_weights(tasks)(support, 0)[0], expected)
+    theta_EKP = tasks.near(support, NEIGHBOURS)
+    rest = [with_units_of(theta_EKP[:, number], theta_EKP[:, 0], learner) for number in range(1, NEIGHBOURS)]
+    expected = (theta_EKP[:, 0] + sum(rest)) / NEIGHBOURS
+    torch.testing.assert_close(average_weights(tasks, NEIGHBOURS)(support, 0)[0], expected)
 
 
 def test_the_average_of_copies_with_units_in_any_order_is_the_copy() -> None:
@@ -122,7 +122,7 @@ def test_the_average_of_copies_with_units_in_any_order_is_the_copy() -> None:
         copies.append(torch.cat([enter.view(5, 4)[order].flatten(), shift[order], leave.view(5, 3)[order].flatten(), rest]))
     ends = PathEnds(torch.stack(copies), PATH_CLASSES[:1].expand(TASKS, -1), SPREAD)
     tasks, x = TrainingTasks(ends, FEATURES, DATA, learner=NET, inputs=INPUTS), torch.randn(9, 7, 4, generator=STREAM)
-    found = average_weights(tasks)(supports(), 0)[0]
+    found = average_weights(tasks, NEIGHBOURS)(supports(), 0)[0]
     torch.testing.assert_close(NET.logits(found, x), NET.logits(tasks.near(supports(), 1)[:, 0], x))
 
 
@@ -130,21 +130,23 @@ def test_few_training_tasks_are_averaged_all() -> None:
     ends = ends_of(LINEAR)
     few = PathEnds(ends.end_NP[:2], ends.classes_NW[:2], SPREAD)
     tasks = TrainingTasks(few, FEATURES, DATA, learner=LINEAR, inputs=INPUTS)
-    torch.testing.assert_close(average_weights(tasks)(supports(), 0)[0], tasks.near(supports(), 2).mean(1))
+    torch.testing.assert_close(average_weights(tasks, NEIGHBOURS)(supports(), 0)[0], tasks.near(supports(), 2).mean(1))
 
 
 @LEARNERS
 def test_noise_moves_weights_as_far_as_the_nearest_training_weights_lie_apart(learner: BaseLearner) -> None:
     """In units in which each part counts; it is the same in every run, and another for another batch or seed."""
     tasks, support = tasks_of(learner), supports(400)
-    found = noisy_weights(tasks, seed=0)(support, 0)
-    assert torch.equal(found, noisy_weights(tasks_of(learner), seed=0)(support, 0))
-    assert not torch.allclose(found, noisy_weights(tasks, seed=0)(support, 1))
-    assert not torch.allclose(found, noisy_weights(tasks, seed=1)(support, 0))
+    found = noisy_weights(tasks, 0, 1.0)(support, 0)
+    assert torch.equal(found, noisy_weights(tasks_of(learner), 0, 1.0)(support, 0))
+    assert not torch.allclose(found, noisy_weights(tasks, 0, 1.0)(support, 1))
+    assert not torch.allclose(found, noisy_weights(tasks, 1, 1.0)(support, 0))
     scale = WeightScale.of(learner, tasks.end_NP)
     apart = np.median(Remembered(tasks.end_NP, scale, learner).apart)
     noise = (found[0] - tasks.near(support, 1)[:, 0]) / scale.deviation_P
     assert float(noise.norm(dim=1).square().mean().sqrt()) == pytest.approx(apart, rel=0.03)
+    less = noisy_weights(tasks, 0, 0.1)(support, 0)[0] - tasks.near(support, 1)[:, 0]
+    torch.testing.assert_close(less / scale.deviation_P, 0.1 * noise, atol=1e-5, rtol=1e-4)
 
 
 def test_the_ends_of_a_store_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +154,6 @@ def test_the_ends_of_a_store_are_taken_as_they_are(monkeypatch: pytest.MonkeyPat
     store = SimpleNamespace(end_points=lambda: theta, classes=classes, attributes={"params": {"spread": 0.3}})
     found = PathEnds.of(store)
     assert (found.end_NP.tolist(), found.classes_NW.tolist(), found.spread) == (theta.tolist(), classes.tolist(), 0.3)
-    monkeypatch.setattr(nearest, "MOST", 3)
+    monkeypatch.setattr("metadiff.baselines.nearest.MOST", 3)
     assert PathEnds.of(store).end_NP.shape == (3, 3)
     assert PathEnds.of(store).classes_NW.shape == (3, 2)

@@ -161,11 +161,12 @@ def test_weights_that_are_looked_up_stand_last_and_are_right_where_training_task
     ends = PathEnds(theta, classes, spread=1.0)
     tasks = make_training_tasks(ends, {"local": Known()}, rows_and_points[1], rows_and_points[0])
     found = compared({"local": Known()}, tasks)
-    names = ["nearest-weights", "average-weights", "noisy-weights"]
-    assert [*found][-4:] == ["finetune-random", *names]
+    names = ["nearest-weights", "nearest-weights-mean", "average-weights", "noisy-weights"]
+    assert [*found][-5:] == ["finetune-random-mean", *names]
     assert all(of_weights(name) for name in names)
-    for name in names[:2]:
-        scores = found[name][""].scores(rows_and_points[1], DRAWN)[""]
+    assert found["nearest-weights-mean"][""].scores(rows_and_points[1], DRAWN)[""].shape[0] == 3
+    for name, about in (("nearest-weights", ""), ("average-weights", "8 neighbours"), ("noisy-weights", "noise 0.1")):
+        scores = found[name][about].scores(rows_and_points[1], DRAWN)[""]
         assert (scores[0].argmax(-1) == targets(DRAWN)).all()
     assert make_training_tasks(None, {"local": Known()}, *rows_and_points[::-1]) is None
     assert make_training_tasks(ends, {}, *rows_and_points[::-1]) is None

