@@ -35,10 +35,10 @@ from metadiff.weightgenerator import WeightGenerator, dump_weights
 from stages.imports import ROOT
 from tests.science.test_mcdi import FACTS
 
-CLASSES, IMAGES, WAY, QUERY, SHOTS, EPISODES = 12, 14, 4, 4, (1, 3), 6
+CLASSES, IMAGES, WAY, QUERY, SHOTS, EPISODES = 12, 14, 4, 4, (1, 3), 4
 LEARNER = Perceptron("mlp", WAY, 8, hidden=12)  # 160 numbers: torch draws 16 at a time, else noise for one is not that for many
 SECTION = load(ROOT / "params.yaml").evaluate.model_copy(
-    update={"way": WAY, "shots": SHOTS, "query": QUERY, "draws": 3, "finetune_lrs": (0.03, 0.1), "finetune_steps": (2, 20)}
+    update={"way": WAY, "shots": SHOTS, "query": QUERY, "draws": 3, "finetune_lrs": (0.03, 0.1), "finetune_steps": (2, 10)}
 )
 WITHOUT_NOISE = ("weights-regression", "reptile", "finetune-reptile")
 METHODS = ("local", "local-mean", "vanilla", "naive-mean", "ocd", *WITHOUT_NOISE, "finetune-random", "finetune-random-mean")
@@ -79,9 +79,9 @@ def write_models(root: Path, features: np.ndarray, data: Rows) -> None:
         (root / folder).mkdir(parents=True)
     save_checkpoint(root / BACKBONE / "backbone.safetensors", *dump(build("conv4", channels=1, image_size=16, seed=0)))
     inputs = whitened(torch.from_numpy(features), data, LEARNER.dim)
-    scale = WeightScale(torch.linspace(-0.03, 0.03, LEARNER.size), torch.full((LEARNER.size,), 0.03))
+    scale = WeightScale(torch.linspace(-0.1, 0.1, LEARNER.size), torch.full((LEARNER.size,), 0.1))
     for model in WEIGHT_MODELS:
-        facts = FACTS | {"model": model, "start_std": 0.5, "learner": asdict(LEARNER)}
+        facts = FACTS | {"times": 3, "model": model, "start_std": 0.5, "learner": asdict(LEARNER)}
         method = build_start(facts) if model == "reptile" else build_weights(facts, scale)
         average = method.net.state_dict()
         both = {"average": average, "raw": {name: value + 1 for name, value in average.items()}}
@@ -203,17 +203,21 @@ def test_the_model_behind_a_name(method: str, expected: str) -> None:
     assert model_of(method, {"task", "reptile", "vanilla", "weights-regression"}) == expected
 
 
+def pixels(label: int, numbers: range) -> list[np.ndarray]:
+    """Of one class, which has a shade of its own."""
+    return [np.random.default_rng(n).integers(60 * label, 60 * label + 40, (16, 16), dtype=np.uint8) for n in numbers]
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Callable[..., list[str]]:
-    """The command for as many classes of one shade each, three pictures to learn from and two to classify."""
+    """The command for as many classes, with three pictures of each to learn from and two to classify."""
 
     def command(judged: Judged, classes: int, **more: object) -> list[str]:
         for label in range(classes):
-            for number in range(5):
-                path = tmp_path / ("support" if number < 3 else "query") / f"class-{label}" / f"{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                pixels = np.random.default_rng(number).integers(60 * label, 60 * label + 40, (16, 16), dtype=np.uint8)
-                Image.fromarray(pixels).save(path)
+            for folder, numbers in (("support", range(3)), ("query", range(3, 5))):
+                (tmp_path / folder / f"class-{label}").mkdir(parents=True, exist_ok=True)
+                for number, picture in zip(numbers, pixels(label, numbers), strict=True):
+                    Image.fromarray(picture).save(tmp_path / folder / f"class-{label}/{number}.png")
         options = {
             "support": tmp_path / "support",
             "query": tmp_path / "query",
@@ -231,8 +235,13 @@ def test_classify_by_whole_weights(
     table = tmp_path / "found.csv"
     assert cli.main(pictures(judged, WAY, method="finetune-random-mean", csv=table)) == 0
     assert capsys.readouterr().out.startswith("finetune-random-mean of generated, ")
+    support, query = (np.stack([one for n in range(WAY) for one in pixels(n, numbers)]) for numbers in (range(3), range(3, 5)))
+    classifier = Classifier.from_run(judged.root, "finetune-random-mean").fit(support, np.repeat(np.arange(WAY), 3))
     rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert [row["prediction"] for row in rows] == [row["class"] for row in rows] == [f"class-{n}" for n in range(4) for _ in "ab"]
+    assert [row["class"] for row in rows] == [f"class-{label}" for label in range(WAY) for _ in range(2)]
+    assert [row["prediction"] for row in rows] == [f"class-{label}" for label in classifier.predict(query)]
+    confidences = [float(row["confidence"]) for row in rows]
+    np.testing.assert_allclose(confidences, classifier.predict_proba(query).max(1), atol=1e-6)
     assert cli.main(pictures(judged, WAY, method="nearest-weights")) == os.EX_DATAERR
     assert "method nearest-weights: " in capsys.readouterr().err
 
