@@ -97,7 +97,7 @@ def write_verdicts(root: Path, drawn: dict[tuple[str, int], Episodes], features:
     found = {name: verdict(name, SECTION, drawn, **judge) for name in ("ncm", *METHODS)}
     rows, bins = (pd.concat([getattr(one, part) for one in found.values()], ignore_index=True) for part in ("rows", "bins"))
     chosen = {name: vars(one.choice) for name, one in found.items()}
-    inputs = {str(folder): verify(root / folder) for folder in (BACKBONE, GENERATOR)}
+    inputs = {str(folder): verify(root / folder) for folder in (BACKBONE, GENERATOR)} | {"data/trajectories": "not there"}
     (root / RESULTS).mkdir()
     write_json(root / METRICS, {"dataset": "generated", **summary(rows, bins), "chosen": chosen})
     write_json(root / LINEAGE, {"stages": {"evaluate": {"params": SECTION.model_dump(mode="json"), "inputs": inputs}}})
