@@ -181,12 +181,6 @@ def test_classes_with_different_numbers_of_images_are_refused_until_they_have_eq
     np.testing.assert_allclose(classifier.predict_proba(judged.features), whole.predict_proba(judged.features), atol=1e-4)
 
 
-def test_the_best_takes_any_number_of_classes(judged: Judged) -> None:
-    classifier = Classifier.from_run(judged.root)
-    assert classifier.lineage_["method"] == "ncm"
-    assert classifier.fit(judged.features[:3], ["a", "b", "b"]).classes_.tolist() == ["a", "b"]
-
-
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
@@ -242,8 +236,6 @@ def test_classify_by_whole_weights(
     assert [row["prediction"] for row in rows] == [f"class-{label}" for label in classifier.predict(query)]
     confidences = [float(row["confidence"]) for row in rows]
     np.testing.assert_allclose(confidences, classifier.predict_proba(query).max(1), atol=1e-6)
-    assert cli.main(pictures(judged, WAY, method="nearest-weights")) == os.EX_DATAERR
-    assert "method nearest-weights: " in capsys.readouterr().err
 
 
 def test_classify_says_for_how_many_classes_weights_are(
