@@ -22,6 +22,9 @@ class Candidate(Protocol):
     def adapt(self, features_ND: Tensor, episodes: Episodes) -> Tensor:
         """The classifier of each episode, from its support alone: its tensor begins with G and E."""
 
+    def scores_by(self, made: Tensor, features_ND: Tensor, episodes: Episodes) -> Scores:
+        """Of the queries, by what `adapt` made."""
+
     def scores(self, features_ND: Tensor, episodes: Episodes) -> Scores: ...
 
 
@@ -35,9 +38,11 @@ class OfRows:
     def adapt(self, features_ND: Tensor, episodes: Episodes) -> Tensor:
         return class_rows(self.rows_of, features_ND, episodes)
 
+    def scores_by(self, made: Tensor, features_ND: Tensor, episodes: Episodes) -> Scores:
+        return {name: cosines(made, features_ND, episodes, centre_D=centre_D) for name, centre_D in self.centres.items()}
+
     def scores(self, features_ND: Tensor, episodes: Episodes) -> Scores:
-        rows_GEWD = self.adapt(features_ND, episodes)
-        return {name: cosines(rows_GEWD, features_ND, episodes, centre_D=centre_D) for name, centre_D in self.centres.items()}
+        return self.scores_by(self.adapt(features_ND, episodes), features_ND, episodes)
 
 
 @dataclass(frozen=True)
@@ -50,5 +55,8 @@ class OfWeights:
     def adapt(self, features_ND: Tensor, episodes: Episodes) -> Tensor:
         return learner_weights(self.weights_of, features_ND, episodes)
 
+    def scores_by(self, made: Tensor, features_ND: Tensor, episodes: Episodes) -> Scores:
+        return {"": learner_scores(made, self.logits_of, features_ND, episodes)}
+
     def scores(self, features_ND: Tensor, episodes: Episodes) -> Scores:
-        return {"": learner_scores(self.adapt(features_ND, episodes), self.logits_of, features_ND, episodes)}
+        return self.scores_by(self.adapt(features_ND, episodes), features_ND, episodes)

@@ -1,6 +1,6 @@
 """A tracked run as a scikit-learn classifier of new classes, from a few images of each: the only module that knows scikit-learn.
 
-Shapes: G draws, N images, W classes, D features.
+Shapes: G draws, N images, W classes, D features, P weights.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from metadiff.baselines.ncm import mean_rows
+from metadiff.candidates import OfRows
 from metadiff.checkpoint import save_checkpoint
-from metadiff.episodes import Episodes
 from metadiff.errors import DataError
-from metadiff.evaluation import TYPICAL, cosines, log_probabilities
-from metadiff.tracked import BEST, Tracked, load_saved, open_tracked, pack, rows_by_count, unpack
+from metadiff.evaluation import TYPICAL, log_probabilities
+from metadiff.newclasses import queries, rows_by_count
+from metadiff.tracked import BEST, Tracked, load_saved, open_tracked, pack, unpack
+
+PLAIN = OfRows(mean_rows, {"origin": None})  # without a run
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
@@ -31,10 +34,11 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
 
     run: the folder of a checkout, a file that `save` wrote, or the name of an experiment of the checkout in the current folder;
         None: no backbone, and the nearest class mean by cosine.
-    method: a name in metrics.json's `chosen`, such as ncm, gaussian, metadiff; best: the one that validation prefers.
+    method: a name in metrics.json's `chosen`, such as ncm, gaussian, metadiff, local; best: the one that validation prefers of
+        those that take any number of classes. Whole weights are for as many classes as `collect.way` says.
 
-    Fitted, it has `classes_`, `support_` (their features), `rows_` (its weights), `temperature_`, and `lineage_`: the data set,
-    the commit, what validation chose, and every stage behind it.
+    Fitted, it has `classes_`, `support_` (their features), `weights_` (a row a class, (G, 1, W, D), or whole weights, (G, 1, P)),
+    `temperature_`, and `lineage_`: the data set, the commit, what validation chose, and every stage behind it.
     """
 
     def __init__(self, run: str | None = None, method: str = BEST) -> None:
@@ -91,13 +95,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
 
     def save(self, path: str | Path) -> None:
         """Everything in one file, for a machine without the run; without images of classes if it was not fitted."""
-        tensors, facts = pack(self._tracked if hasattr(self, "rows_") else self._open())
-        if hasattr(self, "rows_"):
+        tensors, facts = pack(self._tracked if hasattr(self, "weights_") else self._open())
+        if hasattr(self, "weights_"):
             labels = self.classes_.tolist()
             if not all(isinstance(label, (str, int, float)) for label in labels):
                 raise DataError(f"classes of {self.classes_.dtype}; a file holds names and numbers alone")
             numbers_N = torch.from_numpy(np.searchsorted(self.classes_, self.support_labels_))
-            tensors |= {"support": torch.from_numpy(self.support_), "labels": numbers_N, "rows": self.rows_}
+            tensors |= {"support": torch.from_numpy(self.support_), "labels": numbers_N, "weights": self.weights_}
             facts["classifier"] = {"classes": labels, "dtype": str(self.classes_.dtype), "temperature": self.temperature_}
             facts["classifier"]["features"] = list(getattr(self, "feature_names_in_", ()))
         save_checkpoint(Path(path), tensors, facts)
@@ -113,7 +117,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         if facts["classifier"]:
             about = facts["classifier"]
             classifier.classes_ = np.array(about["classes"], dtype=about["dtype"])
-            classifier.support_, classifier.rows_ = tensors["support"].numpy(), tensors["rows"]
+            classifier.support_, classifier.weights_ = tensors["support"].numpy(), tensors["weights"]
             classifier.support_labels_ = classifier.classes_[tensors["labels"].numpy()]
             classifier.temperature_ = about["temperature"]
             classifier.n_features_in_ = classifier.support_.shape[1]
@@ -136,14 +140,15 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         return self
 
     def _make(self, tracked: Tracked | None, features_ND: NDArray[np.floating], y_N: NDArray[Any]) -> Self:
-        self.support_, self.support_labels_ = features_ND, y_N
-        self.classes_, class_N = np.unique(y_N, return_inverse=True)
+        """Where it is refused, nothing has changed."""
+        classes, class_N = np.unique(y_N, return_inverse=True)
         support_ND = torch.from_numpy(features_ND)
         if tracked is None:
-            self.rows_, self.temperature_ = rows_by_count(mean_rows, support_ND, class_N), TYPICAL
+            self.weights_, self.temperature_ = rows_by_count(mean_rows, support_ND, class_N), TYPICAL
         else:
-            self.rows_ = tracked.rows(support_ND, class_N)
-            self.temperature_ = tracked.temperature(len(y_N) / len(self.classes_))
+            self.weights_ = tracked.adapt(support_ND, class_N)
+            self.temperature_ = tracked.temperature(len(y_N) / len(classes))
+        self.support_, self.support_labels_, self.classes_ = features_ND, y_N, classes
         return self._use(tracked)
 
     def _validated(
@@ -169,11 +174,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         return {"dtype": np.float32 if tracked else [np.float64, np.float32], "order": "C"}
 
     def _log_probabilities(self, X: ArrayLike) -> Tensor:
-        check_is_fitted(self, "rows_")
+        check_is_fitted(self, "weights_")
         tracked = self._tracked
         features_ND = validate_data(self, self._features(tracked, X), reset=False, **self._kind(tracked))
-        query_ND = torch.tensor(features_ND, dtype=self.rows_.dtype)
-        every_11N = np.arange(len(query_ND), dtype=np.int32)[None, None]
-        task = Episodes(every_11N[0], every_11N, every_11N)
-        cosines_G1NW = cosines(self.rows_, query_ND, task, centre_D=tracked.centre_D if tracked else None)
-        return log_probabilities(cosines_G1NW, self.temperature_)[0]
+        query_ND = torch.tensor(features_ND, dtype=self.weights_.dtype)
+        candidate = tracked.candidate if tracked else PLAIN
+        (scores_G1NW,) = candidate.scores_by(self.weights_, query_ND, queries(len(query_ND))).values()
+        return log_probabilities(scores_G1NW, self.temperature_)[0]

@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     classify.add_argument("--support", required=True, type=Path, help="a folder a class, with the pictures to learn from")
     classify.add_argument("--query", required=True, type=Path, help="the pictures to classify; those in class folders are judged")
     classify.add_argument("--run", default=".", help="a checkout, a saved classifier or an experiment (default: this checkout)")
-    classify.add_argument("--method", default="best", help="as in metrics.json; by default the best on validation classes")
+    classify.add_argument(
+        "--method", default="best", help="as in metrics.json; by default the best of those for any number of classes"
+    )
     classify.add_argument("--csv", type=Path, help="where a table with one row a picture goes")
     classify.add_argument("--page", type=Path, default=SHEET, help="where the page with the pictures goes (default: %(default)s)")
     chosen = parser.parse_args(arguments)

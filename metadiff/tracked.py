@@ -1,13 +1,13 @@
 """What a finished run gives for new classes: its backbone, and one of the classifiers that `evaluate` judged.
 
 It is read from a checkout, from an experiment in DVC's cache, or from one file that needs no run.
-Shapes: G draws, W classes, N images, H x W pixels, C channels, D features.
+Shapes: G draws, W classes, N images, H x W pixels, C channels, D features, P weights.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,17 +26,19 @@ from metadiff import backbone
 from metadiff.artifact import verify
 from metadiff.backbone import Backbone
 from metadiff.baselines.gaussian import GaussianPosterior
+from metadiff.candidates import Candidate, OfRows
 from metadiff.checkpoint import load_checkpoint
 from metadiff.classifiers import NAMES, Generators, row_classifiers
-from metadiff.episodes import Episodes
 from metadiff.errors import DataError
-from metadiff.evaluation import RowsOf, class_rows
 from metadiff.generator import undump
 from metadiff.lineage import LINEAGE, LOCK, METRICS, RESULTS, experiments, read_chain, restore
+from metadiff.methods.mcdi import WEIGHT_MODELS
+from metadiff.newclasses import one_task, rows_by_count
 from metadiff.params import Evaluate
 from metadiff.store import read_features, read_rows
 from metadiff.training import extract
-from metadiff.weightclassifiers import of_weights
+from metadiff.weightclassifiers import LOOKED_UP, WeightGenerators, of_weights, weight_classifiers
+from metadiff.weightgenerator import undump_weights
 
 BACKBONE, GENERATOR = Path("data/backbone"), Path("data/generator")
 MADE_BY = ("pretrain", "metatrain", "evaluate")
@@ -77,9 +79,16 @@ class Tracked:
 
     @property
     def joint(self) -> bool:
-        """True: a class's row depends on the other classes."""
+        """True: what is made of a class depends on the other classes."""
+        if self.method.endswith("-guided") or of_weights(self.method):
+            return True
         facts = self.checkpoint[1] if self.checkpoint else {"model": "", "joint": False}
-        return self.method.endswith("-guided") or (facts["model"] != "gradient" and bool(facts["joint"]))
+        return facts["model"] != "gradient" and bool(facts["joint"])
+
+    @property
+    def way(self) -> int | None:
+        """The number of classes, where it is fixed."""
+        return next((generator.learner.way for generator in self.weight_generators.values()), None)
 
     @cached_property
     def encoder(self) -> Backbone:
@@ -87,10 +96,25 @@ class Tracked:
 
     @cached_property
     def generators(self) -> Generators:
-        if self.checkpoint is None:
+        if self.checkpoint is None or of_weights(self.method):
             return {}
         kinds = {"average", kind_of(self.method)}
-        return {model_of(self.method): {kind: undump(*self.checkpoint, kind=kind) for kind in sorted(kinds)}}
+        return {self.checkpoint[1]["model"]: {kind: undump(*self.checkpoint, kind=kind) for kind in sorted(kinds)}}
+
+    @cached_property
+    def weight_generators(self) -> WeightGenerators:
+        if self.checkpoint is None or not of_weights(self.method):
+            return {}
+        return {self.checkpoint[1]["model"]: undump_weights(*self.checkpoint)}
+
+    @property
+    def candidate(self) -> Candidate:
+        """The one that was judged, measured from the centre that was chosen."""
+        section, chosen = section_of(self.lineage), self.lineage["chosen"]
+        if of_weights(self.method):
+            return dict(weight_classifiers(section, self.weight_generators))[self.method][chosen["candidate"]]
+        found = dict(row_classifiers(section, Moments(self.moments), self.generators))
+        return OfRows(found[self.method][chosen["candidate"]], {chosen["centre"]: self.centre_D})
 
     def temperature(self, shots: float) -> float:
         """The one tuned with the nearest number of shots, the smaller of two."""
@@ -109,10 +133,17 @@ class Tracked:
         return np.asarray(extract(self.encoder, np.require(images_NHWC, requirements=["C", "W"]), batch=BATCH).numpy())
 
     @torch.no_grad()
-    def rows(self, features_ND: Tensor, class_N: NDArray[np.int64]) -> Tensor:
-        """(G, 1, W, D) by the candidate that was judged."""
-        found = dict(row_classifiers(section_of(self.lineage), Moments(self.moments), self.generators))
-        return rows_by_count(found[self.method][self.lineage["chosen"]["candidate"]], features_ND, class_N, joint=self.joint)
+    def adapt(self, features_ND: Tensor, class_N: NDArray[np.int64]) -> Tensor:
+        """By the candidate that was judged: a row a class, (G, 1, W, D), or whole weights, (G, 1, P)."""
+        candidate, count = self.candidate, int(class_N.max()) + 1
+        if self.way not in (None, count):
+            raise DataError(
+                f"{count} classes; {self.method} makes weights for {self.way} classes alone: give as many, or choose another "
+                "method, such as ncm"
+            )
+        if isinstance(candidate, OfRows) and not self.joint:
+            return rows_by_count(candidate.rows_of, features_ND, class_N)
+        return candidate.adapt(features_ND, one_task(class_N))
 
 
 def folded(net: Backbone) -> Backbone:
@@ -129,31 +160,11 @@ def folded(net: Backbone) -> Backbone:
     return net.to(memory_format=torch.channels_last)
 
 
-def rows_by_count(rows_of: RowsOf, features_ND: Tensor, class_N: NDArray[np.int64], *, joint: bool = False) -> Tensor:
-    """(G, 1, W, D): classes with equally many images together, each such group with the noise of a batch of its own."""
-    counts_W = np.bincount(class_N)
-    groups = np.unique(counts_W)
-    if joint and len(groups) > 1:
-        raise DataError(
-            f"classes have from {groups[0]} to {groups[-1]} images; this method makes all rows of a task together and needs "
-            "equally many: leave some out, or choose another method"
-        )
-    parts, order = [], []
-    for number, count in enumerate(groups):
-        ways = np.flatnonzero(counts_W == count)
-        support_1WS = np.stack([np.flatnonzero(class_N == way) for way in ways])[None].astype(np.int32)
-        task = Episodes(ways[None].astype(np.int32), support_1WS, support_1WS)
-        parts.append(class_rows(with_noise_of(rows_of, number), features_ND, task))
-        order.append(ways)
-    return torch.cat(parts, dim=2)[:, :, np.argsort(np.concatenate(order))]
-
-
-def with_noise_of(rows_of: RowsOf, batch: int) -> RowsOf:
-    return lambda support_EWSD, _batch: rows_of(support_EWSD, batch)
-
-
-def model_of(method: str) -> str:
-    """The model behind a name of metrics.json."""
+def model_of(method: str, trained: Container[str]) -> str:
+    """The model behind a name of metrics.json; of a random start the first of whole weights, as all have the same learner."""
+    if of_weights(method):
+        base = method.removesuffix("-mean").removeprefix("finetune-")
+        return base if base != "random" else next(model for model in WEIGHT_MODELS if model in trained)
     base = method.partition("-")[0]
     return next((model for model, name in NAMES.items() if name == base), base)
 
@@ -200,8 +211,8 @@ def read_run(root: Path, method: str, told: Mapping[str, Any]) -> Tracked:
     manifests = {str(folder): verify(root / folder) for folder in (BACKBONE, GENERATOR, RESULTS)}
     metrics, stages = (json.loads((root / name).read_bytes()) for name in (METRICS, LINEAGE))
     stages = stages["stages"]
-    for folder, sha256 in stages["evaluate"]["inputs"].items():
-        if manifests[folder] != sha256:
+    for folder in map(str, (BACKBONE, GENERATOR)):  # what else evaluate read is not used here
+        if manifests[folder] != stages["evaluate"]["inputs"][folder]:
             raise DataError(f"{root / folder}: another one than {root / RESULTS} judged; run: dvc repro")
     name = named(metrics, method, where=root / METRICS)
     lineage = {
@@ -220,23 +231,20 @@ def read_run(root: Path, method: str, told: Mapping[str, Any]) -> Tracked:
 def named(metrics: Mapping[str, Any], method: str, *, where: Path) -> str:
     """The classifier that is asked for."""
     name = best(metrics) if method == BEST else method
-    if name in usable(metrics):
+    usable = [name for name in metrics["chosen"] if name not in LOOKED_UP]
+    if name in usable:
         return name
     why = f"{where} has no such classifier"
     if name in metrics["chosen"]:
-        why = "its whole weights of a base learner cannot be made for new classes yet"
-    raise DataError(f"method {name}: {why}; expected best or {', '.join(usable(metrics))}")
-
-
-def usable(metrics: Mapping[str, Any]) -> list[str]:
-    """The classifiers that new classes can be given: those that are a row a class."""
-    return [name for name in metrics["chosen"] if not of_weights(name)]
+        why = "its weights are looked up among those of training tasks, which are not read for new classes"
+    raise DataError(f"method {name}: {why}; expected best or {', '.join(usable)}")
 
 
 def best(metrics: Mapping[str, Any]) -> str:
-    """The highest validation accuracy of these, as a mean over the numbers of shots; the first of equals."""
+    """The highest validation accuracy of those that take any number of classes, as a mean over shots; the first of equals."""
+    names: list[str] = [name for name in metrics["chosen"] if not of_weights(name)]
     cells = metrics["val"].values()
-    return max(usable(metrics), key=lambda name: float(np.mean([cell[name]["accuracy"] for cell in cells])))
+    return max(names, key=lambda name: float(np.mean([cell[name]["accuracy"] for cell in cells])))
 
 
 def read_moments(root: Path, lineage: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -250,10 +258,10 @@ def read_moments(root: Path, lineage: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def read_generator(root: Path, method: str) -> Checkpoint | None:
     """Of its weights the kinds that the classifier needs."""
-    path = root / GENERATOR / f"{model_of(method)}.safetensors"
     if method in ("ncm", "gaussian"):
         return None
-    tensors, facts = load_checkpoint(path)
+    model = model_of(method, {path.stem for path in (root / GENERATOR).glob("*.safetensors")})
+    tensors, facts = load_checkpoint(root / GENERATOR / f"{model}.safetensors")
     return {name: value for name, value in tensors.items() if kind_of(method) == "raw" or not name.startswith("raw/")}, facts
 
 

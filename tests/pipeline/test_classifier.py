@@ -202,9 +202,9 @@ def test_classes_with_different_numbers_of_images(finished: Repository, judged: 
     for method in ("gaussian", "regression"):
         classifier = Classifier(run=str(finished.root), method=method).fit(judged.features[:4], labels)
         alone = Classifier(run=str(finished.root), method=method).fit(judged.features[[0, 3]], labels[[0, 3]])
-        np.testing.assert_allclose(classifier.rows_[0, 0, [0, 2]], alone.rows_[0, 0], atol=1e-6)
+        np.testing.assert_allclose(classifier.weights_[0, 0, [0, 2]], alone.weights_[0, 0], atol=1e-6)
         pair = Classifier(run=str(finished.root), method=method).fit(judged.features[1:3], labels[1:3])
-        np.testing.assert_allclose(classifier.rows_[0, 0, [1]], pair.rows_[0, 0], atol=1e-6)
+        np.testing.assert_allclose(classifier.weights_[0, 0, [1]], pair.weights_[0, 0], atol=1e-6)
 
 
 # metadiff classify

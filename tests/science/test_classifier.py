@@ -16,7 +16,8 @@ import metadiff
 from metadiff import Classifier
 from metadiff.backbone import build
 from metadiff.errors import DataError
-from metadiff.tracked import Tracked, folded, named, rows_by_count
+from metadiff.newclasses import one_task, rows_by_count
+from metadiff.tracked import Tracked, folded, named
 from stages.imports import ROOT
 
 CENTRES = np.eye(4, 6)
@@ -98,38 +99,45 @@ def test_each_group_of_equal_counts_has_the_noise_of_a_batch_of_its_own() -> Non
     assert seen == [((1, 2, 1, 2), 0), ((1, 2, 2, 2), 1)]
     expected = torch.stack([features_ND[class_N == way].mean(0) for way in range(4)])
     torch.testing.assert_close(rows_G1WD[0, 0], expected)
-    with pytest.raises(DataError, match=r"classes have from 1 to 2 images; this method makes all rows of a task together"):
-        rows_by_count(rows_of, features_ND, class_N, joint=True)
+
+
+def test_all_classes_are_one_task_where_they_have_equally_many_images() -> None:
+    task = one_task(np.array([1, 0, 1, 2, 0, 2]))
+    assert (task.classes_EW.tolist(), task.support_EWS.tolist()) == ([[0, 1, 2]], [[[1, 4], [0, 2], [3, 5]]])
+    why = "this method makes the classifier of all classes together and needs equally many: leave some out, or choose another"
+    with pytest.raises(DataError, match=f"^classes have from 1 to 2 images; {why} method$"):
+        one_task(np.array([1, 0, 1, 2, 0]))
 
 
 METRICS = {
-    "chosen": dict.fromkeys(("ncm", "metadiff", "local", "local-mean", "finetune-random")),
+    "chosen": dict.fromkeys(("ncm", "metadiff", "local", "nearest-weights")),
     "val": {
         "shot1": {
             "ncm": {"accuracy": 50.0},
             "metadiff": {"accuracy": 60.0},
             "local": {"accuracy": 90.0},
-            "local-mean": {"accuracy": 91.0},
-            "finetune-random": {"accuracy": 92.0},
+            "nearest-weights": {"accuracy": 91.0},
         }
     },
 }
 
 
-def test_the_best_is_one_that_new_classes_can_be_given() -> None:
+def test_the_best_is_one_that_takes_any_number_of_classes() -> None:
     assert named(METRICS, "best", where=Path("metrics.json")) == "metadiff"
     assert named(METRICS, "ncm", where=Path("metrics.json")) == "ncm"
+    assert named(METRICS, "local", where=Path("metrics.json")) == "local"
 
 
-@pytest.mark.parametrize("method", ["local", "local-mean", "finetune-random"])
-def test_whole_weights_are_refused_with_what_can_be_used(method: str) -> None:
-    why = "its whole weights of a base learner cannot be made for new classes yet; expected best or ncm, metadiff"
-    with pytest.raises(DataError, match=f"^method {method}: {why}$"):
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ("nearest-weights", "its weights are looked up among those of training tasks, which are not read for new classes"),
+        ("vanilla", "metrics.json has no such classifier"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_what_can(method: str, why: str) -> None:
+    with pytest.raises(DataError, match=f"^method {method}: {why}; expected best or ncm, metadiff, local$"):
         named(METRICS, method, where=Path("metrics.json"))
-    with pytest.raises(
-        DataError, match=r"^method vanilla: metrics\.json has no such classifier; expected best or ncm, metadiff$"
-    ):
-        named(METRICS, "vanilla", where=Path("metrics.json"))
 
 
 def tracked(method: str, **facts: object) -> Tracked:
