@@ -210,6 +210,7 @@ def test_all_cores_see_the_same_in_the_same_order(tmp_path: Path) -> None:
     assert sum(told) == 61
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # a pool's thread may find a future cancelled
 def test_a_process_that_was_killed_is_said_so(tmp_path: Path) -> None:
     source = open_images(make(tmp_path / "own", alike(4, 40)))
 

@@ -343,6 +343,7 @@ else:
 """
 
 
+@pytest.mark.slow  # three processes that import everything
 def test_it_is_lazy_offline_quiet_leaves_no_file_and_gives_the_same_bytes(tmp_path: Path) -> None:
     """In a fresh process, with another hash seed, with HOME, TMPDIR and the current folder empty, and warnings as errors."""
     folders = {name: tmp_path / name for name in ("HOME", "TMPDIR", "cwd")}
