@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,10 +24,11 @@ from metadiff.inputs import Inputs, moved
 from metadiff.learner import BaseLearner, build_learner
 from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, backward, pace_of
 from metadiff.methods.mcdi import McDi, build_weights, weight_facts
-from metadiff.paths import PathImages, PathTasks, WeightScale, followed
+from metadiff.paths import PathImages, Paths, PathTasks, WeightScale, followed
 from metadiff.reptile import Reptile
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
+from metadiff.stored_paths import StoredPaths
 from metadiff.trajectory import kept_steps
 from metadiff.trajectory_store import TrajectoryStore
 from metadiff.weightgenerator import WeightGenerator, dump_weights
@@ -65,17 +65,21 @@ class WeightModels:
         if model == "reptile":
             blank_P = torch.zeros(self.learner.size, device=self.features_ND.device)
             return self._start(facts, WeightScale(blank_P, blank_P + 1))
-        path_NKP = self.path_NKP if start_P is None else self.paths_from(start_P)
-        return self._generator(facts, path_NKP, WeightScale.of(self.learner, path_NKP[:, -1], start_P))
+        if start_P is not None:
+            path_NKP = self.paths_from(start_P)
+            return self._generator(facts, path_NKP, WeightScale.of(self.learner, path_NKP[:, -1], start_P))
+        paths = StoredPaths(self.store, self.section.segments)
+        ends = (end_NP.to(self.features_ND.device) for end_NP in paths.ends())
+        return self._generator(facts, paths, WeightScale.over(self.learner, ends))
 
     def _start(self, facts: dict[str, Any], scale: WeightScale) -> Subject:
         section, method = self.section, build_start(facts, device=str(self.features_ND.device))
         draw = start_tasks(self.images, tasks=section.batch, way=self.learner.way, shots=section.shots)
         return self._subject(method, facts, scale, draw, Tour(section.start_steps, section.start_lr).slope)
 
-    def _generator(self, facts: dict[str, Any], path_NKP: Tensor, scale: WeightScale) -> Subject:
+    def _generator(self, facts: dict[str, Any], paths: Paths, scale: WeightScale) -> Subject:
         section, method = self.section, build_weights(facts, scale, device=str(self.features_ND.device))
-        tasks = PathTasks(self.images, path_NKP, self.seen, scale, self.posterior)
+        tasks = PathTasks(self.images, paths, self.seen, scale, self.posterior)
         reptile = Reptile(section.inner, section.inner_lr, section.inner_steps, literal=section.optimizer == "sgd")
         slope = backward if facts["model"] == "weights-regression" else reptile.slope
         return self._subject(method, facts, scale, partial(tasks.draw, tasks=section.batch, shots=section.shots), slope)
@@ -113,12 +117,6 @@ class WeightModels:
         if self.section.correct == "means":
             return None
         return GaussianPosterior(self.images.features_ND, self.data).settled(ridge=self.section.ridge)
-
-    @cached_property
-    def path_NKP(self) -> Tensor:
-        """Without the starts of the paths, for which noise stands."""
-        blocks = [self.store.paths(block, self.section.segments)[:, 1:] for block in range(self.store.blocks)]
-        return torch.from_numpy(np.concatenate(blocks)).to(self.features_ND.device)
 
     def paths_from(self, start_P: Tensor) -> Tensor:
         """(N, K, P): the paths of the same optimiser from here, on the same supports."""
