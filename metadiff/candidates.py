@@ -10,19 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from metadiff.episodes import Episodes
 from metadiff.evaluation import LogitsOf, RowsOf, WeightsOf, class_rows, cosines, learner_scores, learner_weights
+from metadiff.pictures import Pictures
 
 Scores = dict[str, Tensor]  # by what they are measured from: (G, E, Q, W) on the CPU
 
 
 class Candidate(Protocol):
-    def adapt(self, features_ND: Tensor, episodes: Episodes) -> Tensor:
+    def adapt(self, pictures: Pictures, episodes: Episodes) -> Tensor:
         """The classifier of each episode, from its support alone: its tensor begins with G and E."""
 
-    def scores(self, features_ND: Tensor, episodes: Episodes) -> Scores: ...
+    def scores(self, pictures: Pictures, episodes: Episodes) -> Scores: ...
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,11 @@ class OfRows:
     rows_of: RowsOf
     centres: Mapping[str, Tensor | None]
 
-    def adapt(self, features_ND: Tensor, episodes: Episodes) -> Tensor:
-        return class_rows(self.rows_of, features_ND, episodes)
+    def adapt(self, pictures: Pictures, episodes: Episodes) -> Tensor:
+        return class_rows(self.rows_of, pictures.features, episodes)
 
-    def scores(self, features_ND: Tensor, episodes: Episodes) -> Scores:
-        rows_GEWD = self.adapt(features_ND, episodes)
+    def scores(self, pictures: Pictures, episodes: Episodes) -> Scores:
+        rows_GEWD, features_ND = self.adapt(pictures, episodes), pictures.features
         return {name: cosines(rows_GEWD, features_ND, episodes, centre_D=centre_D) for name, centre_D in self.centres.items()}
 
 
@@ -47,8 +49,9 @@ class OfWeights:
     weights_of: WeightsOf
     logits_of: LogitsOf
 
-    def adapt(self, features_ND: Tensor, episodes: Episodes) -> Tensor:
-        return learner_weights(self.weights_of, features_ND, episodes)
+    def adapt(self, pictures: Pictures, episodes: Episodes) -> Tensor:
+        return torch.cat([*learner_weights(self.weights_of, pictures, episodes)], dim=1)
 
-    def scores(self, features_ND: Tensor, episodes: Episodes) -> Scores:
-        return {"": learner_scores(self.adapt(features_ND, episodes), self.logits_of, features_ND, episodes)}
+    def scores(self, pictures: Pictures, episodes: Episodes) -> Scores:
+        weights = learner_weights(self.weights_of, pictures, episodes)
+        return {"": learner_scores(weights, self.logits_of, pictures, episodes)}

@@ -16,6 +16,7 @@ from metadiff.classifiers import NAMES, Generators, drawn_rows
 from metadiff.episodes import Episodes, draw_episodes
 from metadiff.evaluation import TYPICAL, accuracy, correct_counts, log_probabilities, negative_log_likelihood, targets
 from metadiff.methods import SAMPLERS, Sampling
+from metadiff.pictures import Pictures
 from metadiff.rows import Rows
 from metadiff.weightclassifiers import WITHOUT_NOISE, WeightGenerators, drawn_weights, finetuned, random_starts
 from stages.runner import Run
@@ -43,7 +44,7 @@ def sampling_curve(run: Run[Evaluate], generators: Generators, features_ND: Tens
 
 
 def draws_curve(
-    run: Run[Evaluate], weights: WeightGenerators, chosen: Mapping[str, Any], features_ND: Tensor, data: Rows
+    run: Run[Evaluate], weights: WeightGenerators, chosen: Mapping[str, Any], pictures: Pictures, data: Rows
 ) -> pd.DataFrame:
     """Accuracy and likelihood where the probabilities of several classifiers of a task are averaged.
 
@@ -54,7 +55,7 @@ def draws_curve(
     table = pd.DataFrame({"draws": section.draw_curve})
     with run.progress("draws curve", total=len(several) * len(episodes), unit="columns") as advance:
         for (name, candidate), (shot, drawn) in product(several.items(), episodes.items()):
-            scores_GEQW = candidate.scores(features_ND, drawn)[""]
+            scores_GEQW = candidate.scores(pictures, drawn)[""]
             found = [measured(scores_GEQW[:draws], drawn) for draws in section.draw_curve]
             table[f"{name} {shot}-shot"], table[f"{name} {shot}-shot nll"] = zip(*found, strict=True)
             advance(1)
@@ -74,7 +75,7 @@ def averaged(section: Evaluate, weights: WeightGenerators, chosen: Mapping[str, 
         yield "finetune-random", ways[chosen["finetune-random"]["candidate"]]
 
 
-def chain_curve(run: Run[Evaluate], weights: WeightGenerators, features_ND: Tensor, data: Rows) -> pd.DataFrame:
+def chain_curve(run: Run[Evaluate], weights: WeightGenerators, pictures: Pictures, data: Rows) -> pd.DataFrame:
     """Along the chain of one draw, from noise to the end: loss on the support, accuracy and likelihood of the queries."""
     section, episodes, models = run.params, curve_episodes(run.params, data), with_chain(weights)
     columns: dict[str, Sequence[float]] = {"time": []}
@@ -83,7 +84,7 @@ def chain_curve(run: Run[Evaluate], weights: WeightGenerators, features_ND: Tens
             states = OfWeights(chain_states(weights[model], section), weights[model].logits)
             seen = replace(drawn, query_EWQ=drawn.support_EWS)
             on_support, on_queries = (
-                [measured(scores_EQW[None], of) for scores_EQW in states.scores(features_ND, of)[""]] for of in (seen, drawn)
+                [measured(scores_EQW[None], of) for scores_EQW in states.scores(pictures, of)[""]] for of in (seen, drawn)
             )
             columns["time"] = range(len(on_queries))
             columns[f"{model} {shot}-shot support"] = [loss for _, loss in on_support]
