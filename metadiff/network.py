@@ -1,7 +1,7 @@
 """A whole small network on images as a base learner: the four layers of convolution that few-shot learning on Omniglot uses.
 
 Its kernels lie side by side, since each moves by its own width. So a convolution is a matrix product of images that were cut into
-patches, for all tasks of a batch at once: quicker than a grouped convolution. The gradient is in closed form,
+patches, for all tasks of a batch at once: quicker than a grouped convolution (bench/network.py). The gradient is in closed form,
 as that of the other learners.
 
 Shapes: T tasks, N images of each, W ways, P weights, Q numbers of an image (height, width, colour); of a layer C channels of its

@@ -10,10 +10,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from metadiff import network
+from metadiff.baselines.finetune import finetune
+from metadiff.baselines.start import Start, Tour, start_tasks
+from metadiff.conditioning import BaseTasks
+from metadiff.inputs import Inputs, with_pixels
 from metadiff.layout import tensors_of
 from metadiff.learner import build_learner
 from metadiff.network import Network
 from metadiff.objectives import OnSupport
+from metadiff.pictures import Pictures
+from tests.science.test_episodes import rows
 
 TASKS, WAY, SHOT = 3, 4, 2
 SMALL = Network("conv", way=WAY, side=11, colours=3, channels=5)
@@ -132,3 +138,41 @@ def test_permuted_channels_are_the_same_classifier() -> None:
     pixels_TNQ = images_of(SMALL).flatten(1, 2)
     assert not torch.equal(other_TP, theta_TP)
     torch.testing.assert_close(SMALL.logits(other_TP, pixels_TNQ), SMALL.logits(theta_TP, pixels_TNQ))
+
+
+DATA = rows([6] * 5, split=0)
+
+
+def shown() -> tuple[Inputs, Pictures]:
+    """Of each class a pattern of its own, with noise; features that are only the number of the row."""
+    rng = np.random.default_rng(0)
+    pattern_CQ = rng.integers(50, 200, (5, SMALL.side**2 * SMALL.colours))
+    pixels_NQ = torch.from_numpy((pattern_CQ[DATA.label] + rng.integers(-50, 50, (30, pattern_CQ.shape[1]))).astype(np.uint8))
+    features_N1 = torch.arange(30.0)[:, None]
+    return with_pixels(Inputs(), pixels_NQ, DATA, SMALL.colours), Pictures(features_N1, pixels_NQ)
+
+
+def test_a_network_is_fine_tuned_on_the_pixels_of_its_support() -> None:
+    inputs, pictures = shown()
+    support_EWS = pictures[torch.arange(24).view(1, WAY, 6)]
+    start_P = SMALL.start(np.random.default_rng(0), 1.0)
+    theta_EP = finetune(SMALL, inputs, support_EWS, start_P[None], lr=0.01, steps=60)
+    loss_E, accuracy_E = OnSupport(SMALL, inputs.seen(support_EWS)).measure(theta_EP)
+    assert float(loss_E) < 0.5  # chance is log 4
+    assert float(accuracy_E) == 1
+
+
+def test_reptile_shows_networks_the_pixels_of_tasks_that_are_drawn_by_their_features() -> None:
+    inputs, pictures = shown()
+    images, seen_NQ = BaseTasks(pictures.features, DATA), inputs.seen(pictures)
+    draw = start_tasks(images, seen_NQ, tasks=3, way=WAY, shots=(2,))
+    support_BWSQ, generator = draw(torch.Generator().manual_seed(0)), torch.Generator().manual_seed(0)
+    torch.randint(1, (), generator=generator)  # which number of shots
+    classes_BW = images.classes(generator, tasks=3, way=WAY)
+    rows_BWS = images.support(classes_BW, 2, generator)[..., 0].long()
+    assert torch.equal(support_BWSQ, seen_NQ[rows_BWS])
+    assert torch.equal(torch.from_numpy(DATA.label)[rows_BWS], classes_BW[..., None].expand(-1, -1, 2).int())
+    start = Start(SMALL, SMALL.start(np.random.default_rng(0), 1.0))
+    before = OnSupport(SMALL, support_BWSQ).measure(start.net.theta_P.detach().expand(3, -1))[0].mean()
+    assert Tour(steps=20, lr=0.01).slope(start, support_BWSQ, generator) < 0.5 * before
+    assert start.net.theta_P.grad is not None
