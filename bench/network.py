@@ -20,7 +20,7 @@ from metadiff.layout import tensors_of
 from metadiff.network import Network
 
 NETWORK, ROUNDS = Network("conv", way=5, side=28, colours=1, channels=64), 3
-TASKS, SHOTS = (16, 64, 256), (1, 5)
+TASKS, SHOTS = (16, 64), (1, 5)
 RESULT = Path(__file__).parent / "results" / "network.json"
 
 
