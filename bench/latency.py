@@ -21,6 +21,7 @@ from metadiff.classifiers import make_weight_generators, read_checkpoints
 from metadiff.diffusion import gaussian_noise
 from metadiff.episodes import draw_episodes
 from metadiff.evaluation import targets
+from metadiff.pictures import Pictures
 from metadiff.rng import numpy_stream, torch_stream
 from metadiff.store import read_features, read_rows
 from metadiff.weightgenerator import WeightGenerator
@@ -29,7 +30,7 @@ TASKS, SHOT, QUERY, REPEATS = 600, 5, 7, 5
 DRAWS = (1, 8)
 RATES, STEPS = (0.01, 0.03), (3, 10, 30, 100, 300)
 RESULT = Path(__file__).parent / "results" / "latency.json"
-Heads = Callable[[Tensor], Tensor]  # support (E, W, S, D) -> weights (G, E, P)
+Heads = Callable[[Pictures], Tensor]  # support (E, W, S) -> weights (G, E, P)
 
 
 def generated(made: WeightGenerator, draws: int) -> Heads:
@@ -39,14 +40,13 @@ def generated(made: WeightGenerator, draws: int) -> Heads:
 def tuned(made: WeightGenerator, draws: int, lr: float, steps: int) -> Heads:
     """From random starts; their noise, as that of a generator, is drawn while the clock runs."""
 
-    def heads(support_EWSD: Tensor) -> Tensor:
+    def heads(support_EWS: Pictures) -> Tensor:
         """All starts of all tasks in one tensor program."""
-        count = len(support_EWSD)
+        count = len(support_EWS)
         stream = numpy_stream(0, "latency")
         start_BP = torch.stack([made.learner.start(stream, made.start_std) for _ in range(draws * count)])
-        end_BP = finetune(
-            made.learner, made.inputs, support_EWSD.repeat(draws, *(1,) * (support_EWSD.ndim - 1)), start_BP, lr=lr, steps=steps
-        )
+        repeated = Pictures(support_EWS.features.repeat(draws, *(1,) * (support_EWS.features.ndim - 1)))
+        end_BP = finetune(made.learner, made.inputs, repeated, start_BP, lr=lr, steps=steps)
         return end_BP.view(draws, count, -1)
 
     return heads
@@ -61,13 +61,13 @@ def ways(made: WeightGenerator) -> Iterator[tuple[str, int, Heads]]:
                 yield f"fine-tuning, {steps} steps of {lr:g}", draws, tuned(made, draws, lr, steps)
 
 
-def milliseconds(heads: Heads, support_EWSD: Tensor) -> float:
+def milliseconds(heads: Heads, support_EWS: Pictures) -> float:
     """The least of several runs after one to warm up: what else the machine does is not measured."""
-    heads(support_EWSD)
+    heads(support_EWS)
     found = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        heads(support_EWSD)
+        heads(support_EWS)
         found.append(1000 * (time.perf_counter() - start))
     return min(found)
 
@@ -79,16 +79,16 @@ def main() -> None:
     cell = parser.parse_args().cell
     torch.set_num_threads(1)
     path = cell / "data/backbone/features.h5"
-    data, features_ND = read_rows(path), torch.from_numpy(read_features(path))
+    data, pictures = read_rows(path), Pictures(torch.from_numpy(read_features(path)))
     made = make_weight_generators(read_checkpoints(cell / "data/generator"), "cpu")["local"]
     drawn = draw_episodes(data, "val", way=made.learner.way, shot=SHOT, query=QUERY, episodes=TASKS, seed=0)
-    support_EWSD = features_ND[torch.from_numpy(drawn.support_EWS).long()]
-    query_END, target_Q = features_ND[torch.from_numpy(drawn.query_EWQ).long().flatten(1)], targets(drawn)
+    support_EWS = pictures[torch.from_numpy(drawn.support_EWS).long()]
+    query_EN, target_Q = pictures[torch.from_numpy(drawn.query_EWQ).long().flatten(1)], targets(drawn)
     found = []
     for name, draws, heads in ways(made):
-        mean_EQW = torch.stack([made.logits(theta_EP, query_END).softmax(-1) for theta_EP in heads(support_EWSD)]).mean(0)
+        mean_EQW = torch.stack([made.logits(theta_EP, query_EN).softmax(-1) for theta_EP in heads(support_EWS)]).mean(0)
         accuracy = 100 * (mean_EQW.argmax(-1) == target_Q).double().mean().item()
-        one, many = milliseconds(heads, support_EWSD[:1]), milliseconds(heads, support_EWSD) / TASKS
+        one, many = milliseconds(heads, support_EWS[:1]), milliseconds(heads, support_EWS) / TASKS
         found.append({"heads from": name, "averaged": draws, "accuracy": accuracy, "ms, one task": one, "ms a task of 600": many})
         print(f"{name:32}{draws:3} {accuracy:7.2f} % {one:9.2f} ms for one task {many:8.3f} ms a task of {TASKS}", flush=True)
     RESULT.write_text(json.dumps({"shots": SHOT, "tasks": TASKS, "rows": found}, indent=1) + "\n", encoding="utf-8")

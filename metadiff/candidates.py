@@ -10,22 +10,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from metadiff.episodes import Episodes
-from metadiff.evaluation import LogitsOf, RowsOf, WeightsOf, class_rows, cosines, learner_scores, learner_weights
+from metadiff.evaluation import BATCH, LogitsOf, RowsOf, WeightsOf, class_rows, cosines, learner_scores, learner_weights
+from metadiff.pictures import Pictures
 
 Scores = dict[str, Tensor]  # by what they are measured from: (G, E, Q, W) on the CPU
 
 
 class Candidate(Protocol):
-    def adapt(self, features_ND: Tensor, episodes: Episodes) -> Tensor:
+    def adapt(self, pictures: Pictures, episodes: Episodes) -> Tensor:
         """The classifier of each episode, from its support alone: its tensor begins with G and E."""
 
-    def scores_by(self, made: Tensor, features_ND: Tensor, episodes: Episodes) -> Scores:
+    def scores_by(self, made: Tensor, pictures: Pictures, episodes: Episodes) -> Scores:
         """Of the queries, by what `adapt` made."""
 
-    def scores(self, features_ND: Tensor, episodes: Episodes) -> Scores: ...
+    def scores(self, pictures: Pictures, episodes: Episodes) -> Scores: ...
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,14 @@ class OfRows:
     rows_of: RowsOf
     centres: Mapping[str, Tensor | None]
 
-    def adapt(self, features_ND: Tensor, episodes: Episodes) -> Tensor:
-        return class_rows(self.rows_of, features_ND, episodes)
+    def adapt(self, pictures: Pictures, episodes: Episodes) -> Tensor:
+        return class_rows(self.rows_of, pictures.features, episodes)
 
-    def scores_by(self, made: Tensor, features_ND: Tensor, episodes: Episodes) -> Scores:
-        return {name: cosines(made, features_ND, episodes, centre_D=centre_D) for name, centre_D in self.centres.items()}
+    def scores_by(self, made: Tensor, pictures: Pictures, episodes: Episodes) -> Scores:
+        return {name: cosines(made, pictures.features, episodes, centre_D=centre) for name, centre in self.centres.items()}
 
-    def scores(self, features_ND: Tensor, episodes: Episodes) -> Scores:
-        return self.scores_by(self.adapt(features_ND, episodes), features_ND, episodes)
+    def scores(self, pictures: Pictures, episodes: Episodes) -> Scores:
+        return self.scores_by(self.adapt(pictures, episodes), pictures, episodes)
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,13 @@ class OfWeights:
     weights_of: WeightsOf
     logits_of: LogitsOf
 
-    def adapt(self, features_ND: Tensor, episodes: Episodes) -> Tensor:
-        return learner_weights(self.weights_of, features_ND, episodes)
+    def adapt(self, pictures: Pictures, episodes: Episodes) -> Tensor:
+        return torch.cat([*learner_weights(self.weights_of, pictures, episodes)], dim=1)
 
-    def scores_by(self, made: Tensor, features_ND: Tensor, episodes: Episodes) -> Scores:
-        return {"": learner_scores(made, self.logits_of, features_ND, episodes)}
+    def scores_by(self, made: Tensor, pictures: Pictures, episodes: Episodes) -> Scores:
+        return {"": learner_scores(torch.split(made, BATCH, dim=1), self.logits_of, pictures, episodes)}
 
-    def scores(self, features_ND: Tensor, episodes: Episodes) -> Scores:
-        return self.scores_by(self.adapt(features_ND, episodes), features_ND, episodes)
+    def scores(self, pictures: Pictures, episodes: Episodes) -> Scores:
+        """The weights of a batch of episodes are not kept."""
+        weights = learner_weights(self.weights_of, pictures, episodes)
+        return {"": learner_scores(weights, self.logits_of, pictures, episodes)}

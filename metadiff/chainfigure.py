@@ -21,6 +21,7 @@ from metadiff.episodes import draw_episodes
 from metadiff.errors import NumericError
 from metadiff.methods.mcdi import McDi
 from metadiff.objectives import OnSupport
+from metadiff.pictures import Pictures
 from metadiff.rows import Rows
 from metadiff.trajectory import Rule, follow, kept_steps
 from metadiff.weightgenerator import WeightGenerator
@@ -86,7 +87,7 @@ class Plane:
 def chain_walks(task: Task, noise: Noise) -> list[Walk]:
     """One a draw."""
     assert isinstance(task.generator.method, McDi), "a start has no chain"
-    theta_TGP = states(task.generator, task.support_WSD.expand(DRAWS, -1, -1, -1), noise)
+    theta_TGP = states(task.generator, Pictures(task.support_WSD.expand(DRAWS, -1, -1, -1)), noise)
     if not bool(theta_TGP.isfinite().all()):
         raise NumericError("a chain comes to weights that are not finite; train its generator with a lower mcdi.lr")
     theta_GTP = task.generator.scale.standardise(theta_TGP).transpose(0, 1)

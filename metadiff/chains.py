@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metadiff.diffusion import Noise, gaussian_noise
 from metadiff.evaluation import WeightsOf
+from metadiff.pictures import Pictures
 from metadiff.rng import torch_stream
 from metadiff.weightgenerator import WeightGenerator
 
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
     from metadiff.params import Evaluate
 
 
-def states(generator: WeightGenerator, support_EWSD: Tensor, noise: Noise) -> Tensor:
+def states(generator: WeightGenerator, support_EWS: Pictures, noise: Noise) -> Tensor:
     """(T + 1, E, P): the weights that the chain has come to at each time."""
     found: list[Tensor] = []
-    generator.weights(support_EWSD, noise, watch=lambda _time, theta_EP: found.append(generator.scale.restore(theta_EP)))
+    generator.weights(support_EWS, noise, watch=lambda _time, theta_EP: found.append(generator.scale.restore(theta_EP)))
     return torch.stack(found)
 
 
 def chain_states(generator: WeightGenerator, section: Evaluate) -> WeightsOf:
     """The states of the draw that is judged alone, each of them as if it were a draw."""
 
-    def weights(support_EWSD: Tensor, batch: int) -> Tensor:
-        return states(generator, support_EWSD, gaussian_noise(torch_stream(section.seed, "draw", 0, batch)))
+    def weights(support_EWS: Pictures, batch: int) -> Tensor:
+        return states(generator, support_EWS, gaussian_noise(torch_stream(section.seed, "draw", 0, batch)))
 
     return weights

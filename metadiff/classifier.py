@@ -22,6 +22,7 @@ from metadiff.checkpoint import save_checkpoint
 from metadiff.errors import DataError
 from metadiff.evaluation import TYPICAL, log_probabilities
 from metadiff.newclasses import queries, rows_by_count
+from metadiff.pictures import Pictures
 from metadiff.tracked import BEST, Tracked, load_saved, open_tracked, pack, unpack
 
 PLAIN = OfRows(mean_rows, {"origin": None})  # without a run
@@ -179,5 +180,5 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         features_ND = validate_data(self, self._features(tracked, X), reset=False, **self._kind(tracked))
         query_ND = torch.tensor(features_ND, dtype=self.weights_.dtype)
         candidate = tracked.candidate if tracked else PLAIN
-        (scores_G1NW,) = candidate.scores_by(self.weights_, query_ND, queries(len(query_ND))).values()
+        (scores_G1NW,) = candidate.scores_by(self.weights_, Pictures(query_ND), queries(len(query_ND))).values()
         return log_probabilities(scores_G1NW, self.temperature_)[0]

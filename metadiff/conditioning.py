@@ -111,11 +111,15 @@ class BaseTasks:
         return torch.tensor([[number_of[int(label)] for label in task] for task in classes_NW])
 
     def support(self, classes_BW: Tensor, shot: int, generator: Generator) -> Tensor:
-        """(B, W, S, D) features: the images with the smallest of random keys, padding never."""
+        """(B, W, S, D) features of some images of each class."""
+        return self.features_ND[self.rows(classes_BW, shot, generator).to(self.features_ND.device)]
+
+    def rows(self, classes_BW: Tensor, shot: int, generator: Generator) -> Tensor:
+        """(B, W, S): the images with the smallest of random keys, padding never."""
         keys_BWM = torch.rand(*classes_BW.shape, self.rows_CM.shape[1], generator=generator)
         padding_BWM = torch.arange(self.rows_CM.shape[1]) >= self.counts_C[classes_BW][..., None]
         chosen_BWS = keys_BWM.masked_fill(padding_BWM, 2.0).topk(shot, largest=False).indices
-        return self.features_ND[self.rows_CM[classes_BW].gather(2, chosen_BWS).to(self.features_ND.device)]
+        return self.rows_CM[classes_BW].gather(2, chosen_BWS)
 
 
 def condition_on(support_EWSD: Tensor, features: Scale | None, posterior: Posterior | None = None) -> Condition:

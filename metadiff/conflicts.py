@@ -67,6 +67,9 @@ def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | 
         yield "mcdi.models", "ocd goes out from what reptile has learnt; add reptile"
     if not collect:
         return
+    generated = [model for model in mcdi.models if model != "reptile"]
+    if collect.learner == "conv" and generated:
+        yield "mcdi.models", f"must be [reptile] for collect.learner conv: no denoiser for networks yet, got {generated[0]}"
     if collect.dim == 0:
         yield "collect.dim", "must be at least 1 for mcdi.models: its denoiser is for whitened inputs, got 0"
     if (collect.keep - 1) % mcdi.segments:
@@ -84,8 +87,9 @@ def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | 
 def _collect_conflicts(collect: Collect) -> Iterator[tuple[str, str]]:
     if collect.keep > collect.steps + 1:
         yield "collect.keep", f"must be at most collect.steps + 1 = {collect.steps + 1}, got {collect.keep}"
-    if collect.learner == "mlp" and collect.sees != "support":
-        yield "collect.sees", f"must be support for collect.learner mlp, got {collect.sees}; raise collect.shot to show it more"
+    if collect.learner in ("mlp", "conv") and collect.sees != "support":
+        must = f"must be support for collect.learner {collect.learner}"
+        yield "collect.sees", f"{must}, got {collect.sees}; raise collect.shot to show it more"
     if collect.noise and collect.sees != "support":  # tasks that see all images of a class share them
         yield "collect.noise", f"must be 0 for collect.sees {collect.sees}, got {collect.noise:g}"
     if collect.weight_decay * collect.lr > 1:

@@ -6,8 +6,9 @@ Shapes: G draws, E episodes, W ways, S shots, Q queries of an episode, D feature
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.nn.functional import normalize
 
 from metadiff.episodes import Episodes
 from metadiff.errors import NumericError
+from metadiff.pictures import Pictures
 
 BATCH = 250  # episodes at a time
 BINS = 15  # of the calibration error
@@ -25,45 +27,48 @@ TEMPERATURES: tuple[float, ...] = tuple(2.0 ** (step / 4) for step in range(37))
 COARSE = 4  # steps of temperatures at first, then those around the best
 
 RowsOf = Callable[[Tensor, int], Tensor]  # support (E, W, S, D) and the number of the batch -> class rows (G, E, W, D)
-WeightsOf = Callable[[Tensor, int], Tensor]  # the same -> weights (G, E, P) of a base learner
-LogitsOf = Callable[[Tensor, Tensor], Tensor]  # weights (E, P) and features (E, N, D) -> logits (E, N, W)
+WeightsOf = Callable[[Pictures, int], Tensor]  # pictures (E, W, S) and that number -> weights (G, E, P) of a base learner
+LogitsOf = Callable[[Tensor, Pictures], Tensor]  # weights (E, P) and pictures (E, N) -> logits (E, N, W)
+OfRows = TypeVar("OfRows", Tensor, Pictures)
 
 
 @torch.no_grad()
 def class_rows(rows_of: RowsOf, features_ND: Tensor, episodes: Episodes) -> Tensor:
     """(G, E, W, D): the rows of each episode's classifier, from its support alone."""
-    rows_GEWD = _by_batch(rows_of, features_ND, episodes)
+    rows_GEWD = torch.cat([*_by_batch(rows_of, features_ND, episodes)], dim=1)
     if not bool(rows_GEWD.norm(dim=-1).isfinite().all()):
         raise NumericError("generated rows are not finite: the sampler diverged; take more sampling steps or lower metatrain.lr")
     return rows_GEWD
 
 
 @torch.no_grad()
-def learner_weights(weights_of: WeightsOf, features_ND: Tensor, episodes: Episodes) -> Tensor:
-    """(G, E, P): the weights of each episode's base learner, from its support alone."""
-    theta_GEP = _by_batch(weights_of, features_ND, episodes)
-    if not bool(theta_GEP.norm(dim=-1).isfinite().all()):
-        raise NumericError("generated weights are not finite: the sampler diverged; train their generator with a lower lr")
-    return theta_GEP
+def learner_weights(weights_of: WeightsOf, pictures: Pictures, episodes: Episodes) -> Iterator[Tensor]:
+    """(G, E, P) of each batch: the weights of each episode's base learner, from its support alone."""
+    for theta_GEP in _by_batch(weights_of, pictures, episodes):
+        if not bool(theta_GEP.norm(dim=-1).isfinite().all()):
+            raise NumericError("generated weights are not finite: the sampler diverged; train their generator with a lower lr")
+        yield theta_GEP
 
 
 @torch.no_grad()
-def learner_scores(theta_GEP: Tensor, logits_of: LogitsOf, features_ND: Tensor, episodes: Episodes) -> Tensor:
-    """(G, E, Q, W) on the CPU: of each query the logits in such a unit that the typical temperature gives them back."""
+def learner_scores(theta: Iterable[Tensor], logits_of: LogitsOf, pictures: Pictures, episodes: Episodes) -> Tensor:
+    """(G, E, Q, W) on the CPU: of each query the logits in such a unit that the typical temperature gives them back.
+
+    ``theta`` are the weights (G, E, P) of one batch after the other: those of whole networks need no memory together.
+    """
     parts = []
-    for start in range(0, len(episodes.query_EWQ), BATCH):
-        query_EWQ = torch.from_numpy(episodes.query_EWQ[start : start + BATCH]).long().to(features_ND.device)
-        query_END, here = features_ND[query_EWQ.flatten(1)], slice(start, start + BATCH)
-        parts.append(torch.stack([logits_of(theta_EP[here], query_END) for theta_EP in theta_GEP]).cpu() / TYPICAL)
+    for batch, theta_GEP in enumerate(theta):
+        query_EWQ = torch.from_numpy(episodes.query_EWQ[batch * BATCH :][:BATCH]).long().to(pictures.device)
+        query_EN = pictures[query_EWQ.flatten(1)]
+        parts.append(torch.stack([logits_of(theta_EP, query_EN) for theta_EP in theta_GEP]).cpu() / TYPICAL)
     return torch.cat(parts, dim=1)
 
 
-def _by_batch(of_support: Callable[[Tensor, int], Tensor], features_ND: Tensor, episodes: Episodes) -> Tensor:
-    parts = []
+def _by_batch(of_support: Callable[[OfRows, int], Tensor], images: OfRows, episodes: Episodes) -> Iterator[Tensor]:
+    """What is made of the supports of one batch after the other."""
     for batch, start in enumerate(range(0, len(episodes.support_EWS), BATCH)):
-        support_EWS = torch.from_numpy(episodes.support_EWS[start : start + BATCH]).long().to(features_ND.device)
-        parts.append(of_support(features_ND[support_EWS], batch))
-    return torch.cat(parts, dim=1)
+        support_EWS = torch.from_numpy(episodes.support_EWS[start : start + BATCH]).long().to(images.device)
+        yield of_support(images[support_EWS], batch)
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
-"""What a base learner sees of an image: its features, or their leading directions, whitened by what is known of base classes.
+"""What a base learner sees of an image: its features, or their leading directions, whitened by what is known of base classes; its
+pixels, if the learner is a whole network. What a generator is told of a task are always features.
 
-Shapes: N images, D features, E directions, C base classes, M images of a class.
+Shapes: N images, D features, E directions, Q pixels, C base classes, M images of a class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from metadiff.checkpoint import load_checkpoint, save_checkpoint
 from metadiff.errors import CorruptArtifactError, DataError
+from metadiff.pictures import Pictures
 from metadiff.rows import Rows
 
 KIND = "inputs"
@@ -24,19 +26,32 @@ LEAST = 1e-3  # of the largest variance within classes: in a direction with less
 
 @dataclass(frozen=True)
 class Inputs:
-    """A linear map of features, or none: then they are seen as they are."""
+    """A linear map of features, or none: then they are taken as they are. With a scale of pixels, learners see these."""
 
     mean_D: Tensor | None = None
     basis_DE: Tensor | None = None
+    mean_Q: Tensor | None = None
+    deviation_Q: Tensor | None = None
 
     def to(self, device: str) -> Inputs:
-        return Inputs(*(value if value is None else value.to(device) for value in (self.mean_D, self.basis_DE)))
+        return Inputs(*(value if value is None else value.to(device) for value in vars(self).values()))
+
+    @property
+    def of_pixels(self) -> bool:
+        return self.mean_Q is not None
 
     def of(self, features: Tensor) -> Tensor:
         """(..., E) of features (..., D)."""
         if self.mean_D is None or self.basis_DE is None:
             return features
         return (features - self.mean_D) @ self.basis_DE
+
+    def seen(self, pictures: Pictures) -> Tensor:
+        """(..., E) or, of pixels, (..., Q): what the base learner sees of each."""
+        if self.mean_Q is None or self.deviation_Q is None:
+            return self.of(pictures.features)
+        assert pictures.pixels is not None, "whoever shows images to a network reads their pixels"
+        return (pictures.pixels - self.mean_Q) / self.deviation_Q
 
 
 def whitened(features_ND: Tensor, data: Rows, dim: int) -> Inputs:
@@ -56,6 +71,18 @@ def whitened(features_ND: Tensor, data: Rows, dim: int) -> Inputs:
         raise DataError("train: all images of a class have the same features, so there is no scale: write collect.dim 0")
     scale_E = spread_E.clamp_min(LEAST * spread_E[-1]).rsqrt()
     return Inputs(x_ND.mean(0).float(), (directions_DE @ (turn_EE * scale_E) @ turn_EE.T).float())
+
+
+def with_pixels(inputs: Inputs, pixels_NQ: Tensor, data: Rows, colours: int) -> Inputs:
+    """The pixels of base images get mean 0 and deviation 1, those of each colour together."""
+    base_NC = pixels_NQ[torch.from_numpy(data.of("train"))].view(-1, colours)
+    count_CL = torch.stack([torch.bincount(base_N, minlength=256) for base_N in base_NC.T])
+    level_L, share_CL = torch.arange(256).double(), count_CL.double() / len(base_NC)
+    mean_C = share_CL @ level_L
+    variance_C = (share_CL * (level_L - mean_C[:, None]).square()).sum(1)
+    deviation_C = variance_C.sqrt().clamp_min(1.0)  # a level: of images that are all of one
+    places = pixels_NQ.shape[1] // colours
+    return replace(inputs, mean_Q=mean_C.float().repeat(places), deviation_Q=deviation_C.float().repeat(places))
 
 
 def within_classes(features_ND: Tensor, data: Rows) -> Tensor:
@@ -104,10 +131,11 @@ def load_inputs(path: Path) -> Inputs:
     """Refuses what is no map of features."""
     tensors, facts = load_checkpoint(path)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    mean, basis = shapes.get("mean_D", ()), shapes.get("basis_DE", ())
-    whole = shapes.keys() == {"mean_D", "basis_DE"} and len(basis) == 2 and mean == basis[:1]
-    if facts.get("kind") != KIND or not (whole or not shapes):
-        raise CorruptArtifactError(f"{path}: does not say what a base learner sees of features; make it again: dvc repro collect")
+    mean, basis, level, deviation = (shapes.pop(field.name, None) for field in fields(Inputs))
+    mapped = mean == basis is None or (mean and basis and len(basis) == 2 and mean == basis[:1])
+    scaled = level == deviation and (level is None or len(level) == 1)
+    if facts.get("kind") != KIND or shapes or not (mapped and scaled):
+        raise CorruptArtifactError(f"{path}: does not say what a base learner sees of images; make it again: dvc repro collect")
     return Inputs(**tensors)
 
 

@@ -29,6 +29,7 @@ def summary(store: TrajectoryStore) -> list[str]:
     sees = "its support" if params["sees"] == "support" else "all images of its classes"
     parts = ", ".join(f"{part['name']} {tuple(part['shape'])} from {part['offset']}" for part in about["layout"])
     kinds = {"cosine": f" of scale {params['scale']:g}", "mlp": f" of {params['hidden']:,} hidden units"}
+    kinds |= {"conv": f" of {about['layout'][0]['shape'][0]} channels"}
     size = sum(int(np.prod(part["shape"])) for part in about["layout"])
     versions = ", ".join(f"{name} {version}" for name, version in (about["versions"] | {"zarr": about["zarr"]}).items())
     return [
@@ -43,9 +44,11 @@ def summary(store: TrajectoryStore) -> list[str]:
 
 def _inputs(params: Mapping[str, Any]) -> str:
     """What the learner saw of an image, and with what it was disturbed."""
+    noise = f", with noise of deviation {params['noise']:g} in the gradient" if params["noise"] else ""
+    if params["learner"] == "conv":
+        return f"the pixels, standardised{noise}"
     seen = f"{params['dim']:,} whitened directions of the features" if params["dim"] else "the features as they are"
     spread = f", base classes at {params['spread']:g} of their distances" if params["spread"] != 1 else ""
-    noise = f", with noise of deviation {params['noise']:g} in the gradient" if params["noise"] else ""
     return seen + spread + noise
 
 

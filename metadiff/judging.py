@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from metadiff.baselines.gaussian import GaussianPosterior
@@ -28,6 +26,7 @@ from metadiff.evaluation import (
     negative_log_likelihood,
     targets,
 )
+from metadiff.pictures import Pictures
 from metadiff.rows import Rows
 from metadiff.weightclassifiers import of_weights
 
@@ -62,22 +61,22 @@ def verdict(
     drawn: Mapping[tuple[str, int], Episodes],
     *,
     data: Rows,
-    features_ND: NDArray[np.float32],
+    pictures: Pictures,
     checkpoints: Checkpoints,
     ends: PathEnds | None = None,
     device: str,
 ) -> Verdict:
     """Choose on validation episodes, judge on all. Of plain values, so that a worker elsewhere can do it."""
-    features = torch.from_numpy(features_ND).to(device)
-    weights = make_weight_generators(checkpoints, device)
+    pictures = pictures.to(device)
+    features, weights = pictures.features, make_weight_generators(checkpoints, device)
     made = make_generators(checkpoints, device), weights, make_training_tasks(ends, weights, features, data)
     candidates = dict(classifiers(section, GaussianPosterior(features, data), *made))[name]
     validation = {shot: episodes for (split, shot), episodes in drawn.items() if split == "val"}
-    choice, seen = choose(candidates, features, validation)
+    choice, seen = choose(candidates, pictures, validation)
     judged = []
     for (split, shot), episodes in drawn.items():
         if split != "val":
-            seen[shot] = candidates[choice.candidate].scores(features, episodes)[choice.centre]
+            seen[shot] = candidates[choice.candidate].scores(pictures, episodes)[choice.centre]
         parts = judge(seen[shot], targets(episodes), temperature=choice.temperature[shot])
         judged.append([_with_cell(part, split, shot, name) for part in parts])
     rows, bins = (pd.concat(parts, ignore_index=True) for parts in zip(*judged, strict=True))
@@ -85,14 +84,14 @@ def verdict(
 
 
 def choose(
-    candidates: Mapping[str, Candidate], features_ND: Tensor, episodes: Mapping[int, Episodes]
+    candidates: Mapping[str, Candidate], pictures: Pictures, episodes: Mapping[int, Episodes]
 ) -> tuple[Choice, dict[int, Tensor]]:
     """The best mean accuracy over shots, the first of equals, then the likeliest temperatures; and the scores it gave."""
     target_Q = {shot: targets(drawn) for shot, drawn in episodes.items()}
     found: dict[tuple[str, str], dict[int, Tensor]] = {}
     for name, candidate in candidates.items():
         for shot, drawn in episodes.items():
-            for centre, scores in candidate.scores(features_ND, drawn).items():
+            for centre, scores in candidate.scores(pictures, drawn).items():
                 found.setdefault((name, centre), {})[shot] = scores
 
     def mean_accuracy(key: tuple[str, str]) -> float:

@@ -1,4 +1,5 @@
-"""The base learners: classifiers over frozen features whose weights are optimised, recorded and, later, generated.
+"""The base learners: classifiers whose weights are optimised, recorded and, later, generated. Heads see
+frozen features, a whole network (metadiff/network.py) sees images.
 
 A task's weights are one flat vector; `layout` says what lies where in it. All functions take a batch of such vectors, theta_TP,
 one a task. Gradients are in closed form, so they need no autograd.
@@ -9,7 +10,7 @@ Shapes: T tasks, N images of each, W ways, D features, E of them as inputs, H hi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,18 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-
-@dataclass(frozen=True)
-class Part:
-    """A named tensor inside the flat vector."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
+from metadiff.layout import Part, parts_in_order, tensors_of
+from metadiff.network import Network
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Learner:
 
     def layout(self) -> tuple[Part, ...]:
         weight = {"weight": (self.way, self.dim)}
-        return tuple(_parts(weight if self.kind == "cosine" else weight | {"bias": (self.way,)}))
+        return parts_in_order(weight if self.kind == "cosine" else weight | {"bias": (self.way,)})
 
     def start(self, stream: np.random.Generator, std: float) -> Tensor:
         """(P,): Gaussian, the bias too."""
@@ -113,7 +104,7 @@ class Perceptron:
 
     def layout(self) -> tuple[Part, ...]:
         enter = {"enter.weight": (self.hidden, self.dim), "enter.bias": (self.hidden,)}
-        return tuple(_parts(enter | {"leave.weight": (self.hidden, self.way), "leave.bias": (self.way,)}))
+        return parts_in_order(enter | {"leave.weight": (self.hidden, self.way), "leave.bias": (self.way,)})
 
     def start(self, stream: np.random.Generator, std: float) -> Tensor:
         """(P,): weights are Gaussian of deviation std / sqrt(fan in), biases 0."""
@@ -140,32 +131,22 @@ class Perceptron:
         """(T, P): of each task's cross-entropy, the mean over its images, whose classes are ``hot_NW`` in every task."""
         hidden_THN, logits_TWN = self._layers(theta_TP, inputs_TND)
         error_TWN = logits_TWN.softmax(1).sub_(hot_NW.T).div_(len(hot_NW))
-        back_THN = (self._tensors(theta_TP)[2] @ error_TWN).mul_(hidden_THN > 0)
+        back_THN = (tensors_of(theta_TP, self.layout())[2] @ error_TWN).mul_(hidden_THN > 0)
         slopes = (back_THN @ inputs_TND, back_THN.sum(-1), hidden_THN @ error_TWN.mT, error_TWN.sum(-1))
         return torch.cat([slope.flatten(1) for slope in slopes], dim=-1)
 
     def _layers(self, theta_TP: Tensor, inputs_TND: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden units (T, H, N) and logits (T, W, N): images last, in which order the products are quickest."""
-        enter_THD, shift_TH, leave_THW, shift_TW = self._tensors(theta_TP)
+        enter_THD, shift_TH, leave_THW, shift_TW = tensors_of(theta_TP, self.layout())
         hidden_THN = torch.baddbmm(shift_TH[..., None], enter_THD, inputs_TND.mT).relu_()
         return hidden_THN, torch.baddbmm(shift_TW[..., None], leave_THW.mT, hidden_THN)
 
-    def _tensors(self, theta_TP: Tensor) -> list[Tensor]:
-        """The parts of the vector, each as its own tensor."""
-        return [theta_TP[:, part.offset : part.offset + part.size].reshape(-1, *part.shape) for part in self.layout()]
 
-
-BaseLearner = Learner | Perceptron
+Head = Learner | Perceptron
+BaseLearner = Head | Network
+KINDS: dict[str, Callable[..., BaseLearner]] = {"cosine": Learner, "linear": Learner, "mlp": Perceptron, "conv": Network}
 
 
 def build_learner(facts: Mapping[str, Any]) -> BaseLearner:
     """The inverse of dataclasses.asdict."""
-    return Perceptron(**facts) if facts["kind"] == "mlp" else Learner(**facts)
-
-
-def _parts(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Part]:
-    """One after the other, in this order."""
-    offset = 0
-    for name, shape in shapes.items():
-        yield Part(name, shape, offset)
-        offset += math.prod(shape)
+    return KINDS[facts["kind"]](**facts)

@@ -104,9 +104,10 @@ class Pretrain(Section):
 
 
 class Collect(Section):
-    learner: Literal["cosine", "linear", "mlp"]
+    learner: Literal["cosine", "linear", "mlp", "conv"]
     scale: Annotated[float, Field(gt=0, le=1000)]
     hidden: Annotated[int, Field(ge=1, le=65_536)]
+    channels: Annotated[int, Field(ge=1, le=4096)]
     dim: Annotated[int, Field(ge=0, le=65_536)]
     spread: Spread
     tasks: Annotated[int, Field(ge=1, le=10_000_000)]

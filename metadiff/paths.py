@@ -5,9 +5,9 @@ Shapes: N paths (or images), K segments, P weights, B tasks, W ways, S shots, E 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -16,6 +16,7 @@ from metadiff.baselines.gaussian import Posterior
 from metadiff.conditioning import BaseTasks, condition_on
 from metadiff.denoiser import Condition
 from metadiff.errors import DataError
+from metadiff.layout import tensors_of
 from metadiff.learner import BaseLearner
 from metadiff.objectives import OnSupport
 from metadiff.trajectory import Rule, follow
@@ -34,11 +35,22 @@ class WeightScale:
     @classmethod
     def of(cls, learner: BaseLearner, end_NP: Tensor, shift_P: Tensor | None = None) -> WeightScale:
         """By the ends of paths, so that a path's own growth stays in its weights."""
-        shift_P = torch.zeros_like(end_NP[0]) if shift_P is None else shift_P
-        apart_NP, deviation_P = end_NP.double() - shift_P.double(), torch.empty_like(end_NP[0])
-        for part in learner.layout():
-            where = slice(part.offset, part.offset + part.size)
-            deviation_P[where] = apart_NP[:, where].square().mean().sqrt().clamp_min(1e-8).float()
+        return cls.over(learner, [end_NP], shift_P)
+
+    @classmethod
+    def over(cls, learner: BaseLearner, ends: Iterable[Tensor], shift_P: Tensor | None = None) -> WeightScale:
+        """The same of ends (n, P) that come in parts."""
+        count, sums = 0, [torch.zeros(())] * len(learner.layout())
+        for end_NP in ends:
+            shift_P = torch.zeros_like(end_NP[0]) if shift_P is None else shift_P
+            apart_NP = end_NP.double() - shift_P.double()
+            squares = [part.square().sum() for part in tensors_of(apart_NP, learner.layout())]
+            count, sums = count + len(end_NP), [found + one for found, one in zip(sums, squares, strict=True)]
+        assert shift_P is not None, "a store has at least one path"
+        deviation_P = torch.empty_like(shift_P)
+        for part, found in zip(learner.layout(), sums, strict=True):
+            deviation = (found / (count * part.size)).sqrt().clamp_min(1e-8)
+            deviation_P[part.offset : part.offset + part.size] = deviation.float()
         return cls(shift_P, deviation_P)
 
     @property
@@ -69,21 +81,29 @@ class PathImages:
     rows_NWS: Tensor | None = None
 
 
+class Paths(Protocol):
+    """(N, K, P): a tensor, or what reads rows of one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen_B: Tensor, /) -> Tensor: ...
+
+
 class PathTasks:
     """Batches of paths, a function of the generator; a support is a few of the images that a path has seen."""
 
     def __init__(
-        self, images: BaseTasks, path_NKP: Tensor, seen: PathImages, scale: WeightScale, posterior: Posterior | None = None
+        self, images: BaseTasks, paths: Paths, seen: PathImages, scale: WeightScale, posterior: Posterior | None = None
     ) -> None:
-        self.images, self.seen, self.scale, self.posterior = images, seen, scale, posterior
-        self.path_NKP = scale.standardise(path_NKP)
+        self.images, self.paths, self.seen, self.scale, self.posterior = images, paths, seen, scale, posterior
         self.classes_NW = images.numbers_of(seen.classes_NW)
 
     def draw(self, generator: Generator, *, tasks: int, shots: Sequence[int]) -> PathBatch:
-        chosen_B = torch.randint(len(self.path_NKP), (tasks,), generator=generator)
+        chosen_B = torch.randint(len(self.paths), (tasks,), generator=generator)
         shot = shots[int(torch.randint(len(shots), (), generator=generator))]
         support_BWSE = self._support(chosen_B, shot, generator)
-        return PathBatch(self.path_NKP[chosen_B.to(self.path_NKP.device)], seen_of(support_BWSE, self.posterior))
+        path_BKP = self.paths[chosen_B].to(support_BWSE.device)
+        return PathBatch(self.scale.standardise(path_BKP), seen_of(support_BWSE, self.posterior))
 
     def _support(self, chosen_B: Tensor, shot: int, generator: Generator) -> Tensor:
         rows_NWS = self.seen.rows_NWS

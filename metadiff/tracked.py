@@ -33,8 +33,10 @@ from metadiff.errors import DataError
 from metadiff.generator import undump
 from metadiff.lineage import LINEAGE, LOCK, METRICS, RESULTS, experiments, read_chain, restore
 from metadiff.methods.mcdi import WEIGHT_MODELS
+from metadiff.network import Network
 from metadiff.newclasses import one_task, rows_by_count
 from metadiff.params import Evaluate
+from metadiff.pictures import Pictures
 from metadiff.store import read_features, read_rows
 from metadiff.training import extract
 from metadiff.weightclassifiers import LOOKED_UP, WeightGenerators, of_weights, weight_classifiers
@@ -143,7 +145,11 @@ class Tracked:
             )
         if isinstance(candidate, OfRows) and not self.joint:
             return rows_by_count(candidate.rows_of, features_ND, class_N)
-        return candidate.adapt(features_ND, one_task(class_N))
+        if any(isinstance(made.learner, Network) for made in self.weight_generators.values()):
+            raise DataError(
+                f"{self.method}: its weights are those of a network that sees pixels, new classes are told by features"
+            )
+        return candidate.adapt(Pictures(features_ND), one_task(class_N))
 
 
 def folded(net: Backbone) -> Backbone:

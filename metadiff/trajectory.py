@@ -6,6 +6,7 @@ program: torch's optimisers work element by element, so one of them over the bat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from metadiff.episodes import Episodes
 from metadiff.learner import BaseLearner, Learner, Perceptron
+from metadiff.network import Network
 from metadiff.objectives import Objective, OnClasses, OnSupport
 from metadiff.rng import numpy_stream, torch_stream
 
@@ -62,8 +64,10 @@ def kept_steps(steps: int, keep: int) -> tuple[int, ...]:
     return tuple(i * steps // (keep - 1) for i in range(keep))
 
 
-def learner_of(section: Collect, dim: int) -> BaseLearner:
-    """That of images of which it sees ``dim`` numbers."""
+def learner_of(section: Collect, dim: int, *, colours: int = 1) -> BaseLearner:
+    """That of images of which it sees ``dim`` numbers: pixels of as many colours, if it is a network."""
+    if section.learner == "conv":
+        return Network("conv", section.way, math.isqrt(dim // colours), colours, section.channels)
     if section.learner == "mlp":
         return Perceptron("mlp", section.way, dim, section.hidden)
     return Learner(section.learner, section.way, dim, section.scale)
@@ -117,10 +121,18 @@ def _slope(objective: Objective, theta_TP: Tensor, *, radius: float) -> Tensor:
 
 
 def collect_block(
-    section: Collect, numbers: range, drawn: Episodes, *, features_ND: Floats, label_N: Ints, seed: int, device: str
+    section: Collect,
+    numbers: range,
+    drawn: Episodes,
+    *,
+    features_ND: Floats,
+    label_N: Ints,
+    seed: int,
+    device: str,
+    colours: int = 1,
 ) -> Trajectories:
     """The trajectories of the tasks of these numbers, good and bad, from the arrays alone: it runs on any worker."""
-    learner = learner_of(section, features_ND.shape[1])
+    learner = learner_of(section, features_ND.shape[1], colours=colours)
     objective = _objective(section, learner, numbers, drawn, features_ND=features_ND, label_N=label_N, seed=seed, device=device)
     start_TP = starts(numbers, learner, std=section.init_std, seed=seed).to(device)
     rule = Rule(section.optimizer, section.lr, section.momentum, section.sam, section.weight_decay)

@@ -125,13 +125,27 @@ class TrajectoryStore:
 
     def paths(self, block: int, segments: int) -> Floats:
         """A block's weights (T, segments + 1, P) at equal distances, the start first; the other kept steps are not read."""
+        return self._weights(block, self.ends_of(segments))
+
+    def ends_of(self, segments: int) -> slice:
+        """Which of the kept steps they are."""
         between = len(self.steps) - 1
         if segments < 1 or between % segments:
             raise DataError(
                 f"{self.path}: {len(self.steps)} kept steps cannot be cut into {segments} equal segments; collect.keep must be 1 "
                 f"more than a multiple of {segments}, such as {segments + 1} or {2 * segments + 1}; set it and run: dvc repro"
             )
-        return self._weights(block, slice(None, None, between // segments))
+        return slice(None, None, between // segments)
+
+    def weights_file(self, block: int) -> Path:
+        return self.path / "weights" / "c" / str(block) / "0" / "0"
+
+    def part_starts(self, block: int) -> list[int]:
+        """Where in a block's file the weights of each kept step begin, as its index says."""
+        size = 16 * len(self.steps)
+        with self.weights_file(block).open("rb") as content:
+            content.seek(-size - 4, os.SEEK_END)  # after the index there is its checksum
+            return [int(start) for start in np.frombuffer(content.read(size), "<u8")[::2]]
 
     def block(self, block: int) -> Trajectories:
         """All that is known of a block's tasks."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, pad, silu
 
 from metadiff.denoiser import Condition
-from metadiff.learner import BaseLearner, Perceptron
+from metadiff.learner import Head, Perceptron
 
 FREQUENCIES = 32
 
@@ -34,7 +34,7 @@ class Units:
     bias_BW: Tensor
 
 
-def units_of(learner: BaseLearner, theta_BP: Tensor) -> Units:
+def units_of(learner: Head, theta_BP: Tensor) -> Units:
     size = len(theta_BP)
     parts = {part.name: theta_BP[:, part.offset : part.offset + part.size].view(size, *part.shape) for part in learner.layout()}
     blank_BW = theta_BP.new_zeros(size, learner.way)
@@ -44,7 +44,7 @@ def units_of(learner: BaseLearner, theta_BP: Tensor) -> Units:
     return Units(parts["weight"], parts.get("bias", blank_BW), own_BWW, blank_BW)
 
 
-def theta_of(learner: BaseLearner, units: Units) -> Tensor:
+def theta_of(learner: Head, units: Units) -> Tensor:
     if isinstance(learner, Perceptron):
         parts = [units.vector_BUE, units.bias_BU, units.link_BUW, units.bias_BW]
     else:
@@ -60,14 +60,14 @@ class Frame:
     makes of a head stays in the frame of its start, so a chain costs the same however many inputs there are.
     """
 
-    learner: BaseLearner
+    learner: Head
     basis_BUKE: Tensor
     gram_BUKK: Tensor  # products of directions, over the number of inputs
     gram_BWW: Tensor
     length_B11: Tensor  # of class means
 
     @classmethod
-    def of(cls, learner: BaseLearner, mean_BWE: Tensor, *heads_BP: Tensor) -> Frame:
+    def of(cls, learner: Head, mean_BWE: Tensor, *heads_BP: Tensor) -> Frame:
         vectors_BUE = [units_of(learner, theta_BP).vector_BUE for theta_BP in heads_BP]
         units = vectors_BUE[0].shape[1]
         mean_BUWE = mean_BWE[:, None].expand(-1, units, -1, -1)
@@ -77,7 +77,7 @@ class Frame:
         return cls(learner, basis_BUKE, basis_BUKE @ basis_BUKE.mT / size, mean_BWE @ mean_BWE.mT / size, length_B11)
 
     @property
-    def inner(self) -> BaseLearner:
+    def inner(self) -> Head:
         return replace(self.learner, dim=self.basis_BUKE.shape[2])
 
     def enter(self, theta_BP: Tensor, number: int = 0) -> Tensor:
@@ -96,7 +96,7 @@ class Frame:
 class UnitDenoiser(nn.Module):
     """Gives an estimate of the weights that a time leads to, from noisy ones and the class means of the support."""
 
-    def __init__(self, learner: BaseLearner, *, hidden: int, layers: int) -> None:
+    def __init__(self, learner: Head, *, hidden: int, layers: int) -> None:
         super().__init__()
         self.learner = learner
         self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES + 1, hidden), nn.SiLU(), nn.Linear(hidden, hidden))

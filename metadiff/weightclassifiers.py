@@ -1,6 +1,6 @@
 """The classifiers of `evaluate` that are whole weights of a base learner: generated, fine-tuned on the support, or looked up.
 
-Shapes: G draws, E episodes, W ways, S shots, N images, D features, P weights.
+Shapes: G draws, E episodes, W ways, S shots, N images, P weights.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from metadiff.diffusion import gaussian_noise
 from metadiff.errors import ParamsError
 from metadiff.evaluation import WeightsOf
 from metadiff.methods.mcdi import WEIGHT_MODELS
+from metadiff.pictures import Pictures
 from metadiff.rng import numpy_stream, torch_stream
 from metadiff.weightgenerator import WeightGenerator
 
@@ -67,9 +68,9 @@ def weight_classifiers(
 def drawn_weights(generator: WeightGenerator, section: Evaluate, *, draws: int = 1) -> WeightsOf:
     """Noise is a function of the draw and the batch alone, as for class rows."""
 
-    def weights(support_EWSD: Tensor, batch: int) -> Tensor:
+    def weights(support_EWS: Pictures, batch: int) -> Tensor:
         noises = [gaussian_noise(torch_stream(section.seed, "draw", draw, batch)) for draw in range(draws)]
-        return generator.draws(support_EWSD, noises)
+        return generator.draws(support_EWS, noises)
 
     return weights
 
@@ -87,10 +88,10 @@ def looked_up(tasks: TrainingTasks, section: Evaluate) -> dict[str, dict[str, We
 def random_starts(generator: WeightGenerator, section: Evaluate, *, draws: int = 1) -> WeightsOf:
     """Draws of the weights that training trajectories begin with, a stream a task: the first is the same however many follow."""
 
-    def starts(support_EWSD: Tensor, batch: int) -> Tensor:
-        streams = [numpy_stream(section.seed, "finetune", batch, number) for number in range(len(support_EWSD))]
+    def starts(support_EWS: Pictures, batch: int) -> Tensor:
+        streams = [numpy_stream(section.seed, "finetune", batch, number) for number in range(len(support_EWS))]
         start_GP = [[generator.learner.start(stream, generator.start_std) for stream in streams] for _ in range(draws)]
-        return torch.stack([torch.stack(start_EP) for start_EP in start_GP]).to(support_EWSD.device)
+        return torch.stack([torch.stack(start_EP) for start_EP in start_GP]).to(support_EWS.device)
 
     return starts
 
@@ -101,9 +102,9 @@ def finetuned(
     """From each draw of starts, in every way that validation may prefer."""
 
     def weights_of(lr: float, count: int) -> WeightsOf:
-        def weights(support_EWSD: Tensor, batch: int) -> Tensor:
-            tune = partial(finetune, generator.learner, generator.inputs, support_EWSD, lr=lr, steps=count)
-            return torch.stack([tune(start_EP) for start_EP in starts_of(support_EWSD, batch)])
+        def weights(support_EWS: Pictures, batch: int) -> Tensor:
+            tune = partial(finetune, generator.learner, generator.inputs, support_EWS, lr=lr, steps=count)
+            return torch.stack([tune(start_EP) for start_EP in starts_of(support_EWS, batch)])
 
         return weights
 

@@ -20,6 +20,7 @@ from metadiff.inputs import Inputs
 from metadiff.learner import BaseLearner
 from metadiff.methods.mcdi import McDi, build_weights
 from metadiff.paths import WeightScale, seen_of
+from metadiff.pictures import Pictures
 
 TOGETHER = 500  # heads: more at a time are no quicker
 
@@ -36,24 +37,24 @@ class WeightGenerator:
     def learner(self) -> BaseLearner:
         return self.method.learner
 
-    def weights(self, support_EWSD: Tensor, noise: Noise, *, watch: Watch | None = None) -> Tensor:
-        """(E, P) for tasks with these features of their supports; ``watch`` sees the states of a chain, standardised."""
-        return self.scale.restore(self.method.sample(self._seen(support_EWSD), noise, watch=watch))
+    def weights(self, support_EWS: Pictures, noise: Noise, *, watch: Watch | None = None) -> Tensor:
+        """(E, P) for tasks with these supports; ``watch`` sees the states of a chain, standardised."""
+        return self.scale.restore(self.method.sample(self._told(support_EWS), noise, watch=watch))
 
-    def draws(self, support_EWSD: Tensor, noises: Sequence[Noise]) -> Tensor:
+    def draws(self, support_EWS: Pictures, noises: Sequence[Noise]) -> Tensor:
         """(G, E, P): weights by each noise; several draws are one tensor program."""
-        seen, count, found = self._seen(support_EWSD), max(1, TOGETHER // len(support_EWSD)), []
+        told, count, found = self._told(support_EWS), max(1, TOGETHER // len(support_EWS)), []
         for group in (noises[start : start + count] for start in range(0, len(noises), count)):
-            repeated = Condition(seen.mean_BWD.repeat(len(group), 1, 1), seen.shots_B)
+            repeated = Condition(told.mean_BWD.repeat(len(group), 1, 1), told.shots_B)
             drawn = self.scale.restore(self.method.sample(repeated, partial(each_its_own, group)))
-            found.append(drawn.view(len(group), len(support_EWSD), -1))
+            found.append(drawn.view(len(group), len(support_EWS), -1))
         return torch.cat(found)
 
-    def _seen(self, support_EWSD: Tensor) -> Condition:
-        return seen_of(self.inputs.of(support_EWSD), self.posterior)
+    def _told(self, support_EWS: Pictures) -> Condition:
+        return seen_of(self.inputs.of(support_EWS.features), self.posterior)
 
-    def logits(self, theta_EP: Tensor, features_END: Tensor) -> Tensor:
-        return self.learner.logits(theta_EP, self.inputs.of(features_END))
+    def logits(self, theta_EP: Tensor, images_EN: Pictures) -> Tensor:
+        return self.learner.logits(theta_EP, self.inputs.seen(images_EN))
 
 
 def each_its_own(noises: Sequence[Noise], like: Tensor) -> Tensor:

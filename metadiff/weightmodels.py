@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,10 +24,12 @@ from metadiff.inputs import Inputs, moved
 from metadiff.learner import BaseLearner, build_learner
 from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, backward, pace_of
 from metadiff.methods.mcdi import McDi, build_weights, weight_facts
-from metadiff.paths import PathImages, PathTasks, WeightScale, followed
+from metadiff.paths import PathImages, Paths, PathTasks, WeightScale, followed
+from metadiff.pictures import Pictures
 from metadiff.reptile import Reptile
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
+from metadiff.stored_paths import StoredPaths
 from metadiff.trajectory import kept_steps
 from metadiff.trajectory_store import TrajectoryStore
 from metadiff.weightgenerator import WeightGenerator, dump_weights
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightModels:
-    """The parameters, the features as the backbone gave them, and the paths with what their learner saw of an image."""
+    """The parameters, images with the features that the backbone gave them, and paths with what their learner saw of an image."""
 
     section: Section
-    features_ND: Tensor
+    pictures: Pictures
     data: Rows
     store: TrajectoryStore
     inputs: Inputs
@@ -63,19 +64,23 @@ class WeightModels:
         facts = weight_facts(self.section, model, learner=self.store.attributes["learner"], seed=self.seed)
         facts |= {"start_std": self.store.attributes["params"]["init_std"]}
         if model == "reptile":
-            blank_P = torch.zeros(self.learner.size, device=self.features_ND.device)
+            blank_P = torch.zeros(self.learner.size, device=self.device)
             return self._start(facts, WeightScale(blank_P, blank_P + 1))
-        path_NKP = self.path_NKP if start_P is None else self.paths_from(start_P)
-        return self._generator(facts, path_NKP, WeightScale.of(self.learner, path_NKP[:, -1], start_P))
+        if start_P is not None:
+            path_NKP = self.paths_from(start_P)
+            return self._generator(facts, path_NKP, WeightScale.of(self.learner, path_NKP[:, -1], start_P))
+        paths = StoredPaths(self.store, self.section.segments)
+        ends = (end_NP.to(self.device) for end_NP in paths.ends())
+        return self._generator(facts, paths, WeightScale.over(self.learner, ends))
 
     def _start(self, facts: dict[str, Any], scale: WeightScale) -> Subject:
-        section, method = self.section, build_start(facts, device=str(self.features_ND.device))
-        draw = start_tasks(self.images, tasks=section.batch, way=self.learner.way, shots=section.shots)
+        section, method = self.section, build_start(facts, device=str(self.device))
+        draw = start_tasks(self.images, self.seen_NE, tasks=section.batch, way=self.learner.way, shots=section.shots)
         return self._subject(method, facts, scale, draw, Tour(section.start_steps, section.start_lr).slope)
 
-    def _generator(self, facts: dict[str, Any], path_NKP: Tensor, scale: WeightScale) -> Subject:
-        section, method = self.section, build_weights(facts, scale, device=str(self.features_ND.device))
-        tasks = PathTasks(self.images, path_NKP, self.seen, scale, self.posterior)
+    def _generator(self, facts: dict[str, Any], paths: Paths, scale: WeightScale) -> Subject:
+        section, method = self.section, build_weights(facts, scale, device=str(self.device))
+        tasks = PathTasks(self.images, paths, self.seen, scale, self.posterior)
         reptile = Reptile(section.inner, section.inner_lr, section.inner_steps, literal=section.optimizer == "sgd")
         slope = backward if facts["model"] == "weights-regression" else reptile.slope
         return self._subject(method, facts, scale, partial(tasks.draw, tasks=section.batch, shots=section.shots), slope)
@@ -93,15 +98,29 @@ class WeightModels:
         training = MetaTraining(self.pace(facts["model"]), method, lesson, seed=self.seed)
         return Subject(training, facts, partial(dump_weights, made=made))
 
+    @property
+    def device(self) -> torch.device:
+        return self.pictures.device
+
     @cached_property
     def learner(self) -> BaseLearner:
         return build_learner(self.store.attributes["learner"])
 
     @cached_property
     def images(self) -> BaseTasks:
-        """The base images as the paths' learner saw them."""
+        """The base images as a generator is told of them."""
+        return BaseTasks(self.inputs.of(self.moved.features), self.data)
+
+    @cached_property
+    def moved(self) -> Pictures:
+        """With base classes as near to each other as the paths' learner saw them."""
         spread = self.store.attributes["params"]["spread"]
-        return BaseTasks(self.inputs.of(moved(self.features_ND, self.data, spread)), self.data)
+        return replace(self.pictures, features=moved(self.pictures.features, self.data, spread))
+
+    @cached_property
+    def seen_NE(self) -> Tensor:
+        """What the paths' learner saw of any image."""
+        return self.inputs.seen(self.moved)
 
     @cached_property
     def seen(self) -> PathImages:
@@ -114,16 +133,10 @@ class WeightModels:
             return None
         return GaussianPosterior(self.images.features_ND, self.data).settled(ridge=self.section.ridge)
 
-    @cached_property
-    def path_NKP(self) -> Tensor:
-        """Without the starts of the paths, for which noise stands."""
-        blocks = [self.store.paths(block, self.section.segments)[:, 1:] for block in range(self.store.blocks)]
-        return torch.from_numpy(np.concatenate(blocks)).to(self.features_ND.device)
-
     def paths_from(self, start_P: Tensor) -> Tensor:
         """(N, K, P): the paths of the same optimiser from here, on the same supports."""
         kept = kept_steps(self.store.attributes["params"]["steps"], self.section.segments + 1)
-        return followed(self.store, self.learner, self.images.features_ND, start_P, kept=kept[1:])
+        return followed(self.store, self.learner, self.seen_NE, start_P, kept=kept[1:])
 
     def score(self, made: WeightGenerator, *, adapt: bool) -> Callable[[McDi | Start], float]:
         """Per cent on validation episodes, the mean over the numbers of shots; with the same noise at every judgement."""
@@ -135,15 +148,15 @@ class WeightModels:
         def score(_method: McDi | Start) -> float:
             shares = []
             for drawn in episodes:
-                support_EWSD, query_EQD = (
-                    self.features_ND[torch.from_numpy(ids).long().to(self.features_ND.device)]
+                support_EWS, query_EQ = (
+                    self.pictures[torch.from_numpy(ids).long().to(self.device)]
                     for ids in (drawn.support_EWS, drawn.query_EWQ.reshape(len(drawn.query_EWQ), -1))
                 )
-                theta_EP = made.weights(support_EWSD, gaussian_noise(torch_stream(0, "validation")))
+                theta_EP = made.weights(support_EWS, gaussian_noise(torch_stream(0, "validation")))
                 if adapt:
-                    seen_EWSE, lr, steps = self.inputs.of(support_EWSD), section.start_lr, section.start_steps
+                    seen_EWSE, lr, steps = self.inputs.seen(support_EWS), section.start_lr, section.start_steps
                     theta_EP = adapted(self.learner, seen_EWSE, theta_EP, lr=lr, steps=steps)
-                hit_EQ = made.logits(theta_EP, query_EQD).argmax(-1) == targets(drawn).to(query_EQD.device)
+                hit_EQ = made.logits(theta_EP, query_EQ).argmax(-1) == targets(drawn).to(self.device)
                 shares.append(100 * hit_EQ.double().mean().item())
             return sum(shares) / len(shares)
 

@@ -2,13 +2,14 @@
 
 The unit of work is a block of tasks: a killed run goes on after the last one it finished. Blocks may be computed by several
 workers (stages/executors.py). A path that is not finite or does not end lower than it began is refused and counted.
+A whole network sees the images themselves; the features then only tell one task from another.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,11 @@ from numpy.typing import NDArray
 from metadiff.artifact import file_sha256, write_array, write_json
 from metadiff.episodes import draw_episodes
 from metadiff.errors import NumericError
-from metadiff.inputs import Inputs, moved, save_inputs, whitened
+from metadiff.inputs import Inputs, moved, save_inputs, whitened, with_pixels
 from metadiff.learner import BaseLearner
+from metadiff.pictures import Pictures, read_pictures
 from metadiff.rows import Rows
-from metadiff.store import read_features, read_rows
+from metadiff.store import image_shape, read_rows
 from metadiff.trajectory import Floats, Trajectories, collect_block, kept_steps, learner_of, refusals
 from metadiff.trajectory_store import open_trajectories, write_trajectories
 from stages.checks import trajectories_contract
@@ -35,8 +37,8 @@ from stages.runner import Run, Stage, main
 if TYPE_CHECKING:
     from metadiff.params import Collect
 
-BACKBONE = Path("data/backbone")
-FEATURES = BACKBONE / "features.h5"
+PREPARED, BACKBONE = Path("data/prepared"), Path("data/backbone")
+IMAGES, FEATURES = PREPARED / "images.h5", BACKBONE / "features.h5"
 INPUTS = "inputs.safetensors"
 REFUSED = "refused.json"
 WORST = 0.5  # the share of refused tasks beyond which the settings are to blame
@@ -44,10 +46,11 @@ WORST = 0.5  # the share of refused tasks beyond which the settings are to blame
 
 def build(run: Run[Collect]) -> None:
     section, data = run.params, read_rows(FEATURES)
-    inputs, seen_NE = what_is_seen(section, torch.from_numpy(read_features(FEATURES)), data)
-    learner = learner_of(section, seen_NE.shape[1])
+    colours, pictures = image_shape(IMAGES)[2], read_pictures(FEATURES, IMAGES, pixels=section.learner == "conv")
+    inputs, seen_NE = what_is_seen(section, pictures, data, colours)
+    learner = learner_of(section, seen_NE.shape[1], colours=colours)
     run.reserve(2 * 4 * section.tasks * section.keep * learner.size)
-    folders = collect(run, data, seen_NE)
+    folders = collect(run, data, seen_NE, colours)
     refused = count_refused(folders, section)
     accepted = section.tasks - sum(refused.values())
     kept = kept_steps(section.steps, section.keep)
@@ -64,14 +67,16 @@ def build(run: Run[Collect]) -> None:
     run.say(f"{section.tasks:,} tasks: {accepted:,} accepted, " + ", ".join(f"{n:,} {why}" for why, n in refused.items()))
 
 
-def what_is_seen(section: Collect, features_ND: torch.Tensor, data: Rows) -> tuple[Inputs, Floats]:
+def what_is_seen(section: Collect, pictures: Pictures, data: Rows, colours: int) -> tuple[Inputs, Floats]:
     """What the base learner sees of any image, and the numbers that it is trained on: those of base classes moved together."""
-    moved_ND = moved(features_ND, data, section.spread)
+    moved_ND = moved(pictures.features, data, section.spread)
     inputs = whitened(moved_ND, data, section.dim) if section.dim else Inputs()
-    return inputs, inputs.of(moved_ND).numpy()
+    if pictures.pixels is not None:
+        inputs = with_pixels(inputs, pictures.pixels, data, colours)
+    return inputs, inputs.seen(replace(pictures, features=moved_ND)).numpy()
 
 
-def collect(run: Run[Collect], data: Rows, seen_NE: Floats) -> list[Path]:
+def collect(run: Run[Collect], data: Rows, seen_NE: Floats, colours: int) -> list[Path]:
     """A folder a block: the accepted trajectories, and how many were refused for which reason."""
     section, rows = run.params, data.of("train")
     base, base_NE = data.take(rows), seen_NE[rows]
@@ -82,7 +87,7 @@ def collect(run: Run[Collect], data: Rows, seen_NE: Floats) -> list[Path]:
         numbers, sizes = blocks[name], {"way": section.way, "shot": section.shot, "query": 0}
         drawn = draw_episodes(base, "train", **sizes, episodes=len(numbers), first=numbers.start, seed=run.seed)
         block = partial(collect_block, section, numbers, drawn, features_ND=base_NE, label_N=base.label)
-        return partial(block, seed=run.seed, device=run.device)
+        return partial(block, seed=run.seed, device=run.device, colours=colours)
 
     sizes = {name: len(numbers) for name, numbers in blocks.items()}
     return computed_units(run, sizes, job_of, partial(save_unit, rows=rows), what="collecting", unit="tasks")
@@ -132,7 +137,7 @@ STAGE = Stage(
     name="collect",
     out=Path("data/trajectories"),
     build=build,
-    inputs=(BACKBONE,),
+    inputs=(PREPARED, BACKBONE),
     versions=("great-expectations", "h5py", "numpy", "pandas", "safetensors", "zarr"),
     shared=("seed", "threads", "device", "deterministic"),
     lower="collect.block",

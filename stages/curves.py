@@ -26,6 +26,7 @@ from metadiff.evaluation import (
     targets,
 )
 from metadiff.methods import SAMPLERS, Sampling
+from metadiff.pictures import Pictures
 from metadiff.rows import Rows
 from metadiff.weightclassifiers import WITHOUT_NOISE, WeightGenerators, drawn_weights, finetuned, random_starts
 from stages.runner import Run
@@ -55,7 +56,7 @@ def sampling_curve(run: Run[Evaluate], generators: Generators, features_ND: Tens
 
 
 def draws_curve(
-    run: Run[Evaluate], weights: WeightGenerators, chosen: Mapping[str, Any], features_ND: Tensor, data: Rows
+    run: Run[Evaluate], weights: WeightGenerators, chosen: Mapping[str, Any], pictures: Pictures, data: Rows
 ) -> pd.DataFrame:
     """Accuracy and likelihood where the probabilities of several classifiers of a task are averaged.
 
@@ -67,7 +68,7 @@ def draws_curve(
     table = pd.DataFrame({"draws": section.draw_curve})
     with run.progress("draws curve", total=len(several) * len(episodes), unit="columns") as advance:
         for (name, candidate), (shot, drawn) in product(several.items(), episodes.items()):
-            scores_GEQW = candidate.scores(features_ND, drawn)[""]
+            scores_GEQW = candidate.scores(pictures, drawn)[""]
             found = [measured(scores_GEQW[:draws], drawn) for draws in section.draw_curve]
             table[f"{name} {shot}-shot"], table[f"{name} {shot}-shot nll"] = zip(*found, strict=True)
             advance(1)
@@ -88,17 +89,17 @@ def averaged(section: Evaluate, weights: WeightGenerators, chosen: Mapping[str, 
         yield "finetune-random", ways[choice["candidate"]]
 
 
-def chain_curve(run: Run[Evaluate], weights: WeightGenerators, features_ND: Tensor, data: Rows) -> pd.DataFrame:
+def chain_curve(run: Run[Evaluate], weights: WeightGenerators, pictures: Pictures, data: Rows) -> pd.DataFrame:
     """Along the chain of one draw, from noise to the end: loss on the support, accuracy and likelihood of the queries."""
     section, episodes, models = run.params, fresh_episodes(run.params, data), with_chain(weights)
     columns: dict[str, Sequence[float]] = {"time": []}
     with run.progress("chains", total=len(models) * len(episodes), unit="columns") as advance:
         for model, (shot, drawn) in product(models, episodes.items()):
             made = weights[model]
-            states_TEP = learner_weights(chain_states(made, section), features_ND, drawn)
+            states = [*learner_weights(chain_states(made, section), pictures, drawn)]
             support = replace(drawn, query_EWQ=drawn.support_EWS)
-            on_support, on_queries = (learner_scores(states_TEP, made.logits, features_ND, of) for of in (support, drawn))
-            columns["time"] = range(len(states_TEP))
+            on_support, on_queries = (learner_scores(states, made.logits, pictures, of) for of in (support, drawn))
+            columns["time"] = range(len(on_queries))
             columns[f"{model} {shot}-shot support"] = [support_loss(scores_EQW, support) for scores_EQW in on_support]
             found = [measured(scores_EQW[None], drawn) for scores_EQW in on_queries]
             columns[f"{model} {shot}-shot"], columns[f"{model} {shot}-shot nll"] = zip(*found, strict=True)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 from metadiff.artifact import write_json
 from metadiff.baselines.gaussian import GaussianPosterior
@@ -24,7 +23,8 @@ from metadiff.baselines.nearest import PathEnds
 from metadiff.classifiers import classifiers, make_generators, make_training_tasks, make_weight_generators, read_checkpoints
 from metadiff.episodes import draw_episodes, shared_groups
 from metadiff.judging import Verdict, summary, verdict
-from metadiff.store import read_features, read_rows, write_arrays
+from metadiff.pictures import read_pictures
+from metadiff.store import read_rows, write_arrays
 from metadiff.trajectory_store import open_trajectories
 from stages.checks import results_contract
 from stages.curves import chain_curve, draws_curve, sampling_curve
@@ -35,24 +35,27 @@ from stages.runner import Run, Stage, main
 if TYPE_CHECKING:
     from metadiff.params import Evaluate
 
-FEATURES = Path("data/backbone/features.h5")
+IMAGES, FEATURES = Path("data/prepared/images.h5"), Path("data/backbone/features.h5")
 TRAJECTORIES, GENERATOR = Path("data/trajectories"), Path("data/generator")
 SPLITS = ("val", "test")  # in this order: what is left open is chosen on the first
 
 
 def build(run: Run[Evaluate]) -> None:
     section, data = run.params, read_rows(FEATURES)
-    features_ND, checkpoints = read_features(FEATURES), read_checkpoints(GENERATOR)
+    checkpoints = read_checkpoints(GENERATOR)
+    weights = make_weight_generators(checkpoints, run.device)
+    of_pixels = any(made.inputs.of_pixels for made in weights.values())
+    pictures = read_pictures(FEATURES, IMAGES, pixels=of_pixels)
+    shown = pictures.to(run.device)
     sizes = {"way": section.way, "query": section.query, "episodes": section.episodes, "seed": section.seed}
     drawn = {(split, shot): draw_episodes(data, split, shot=shot, **sizes) for split, shot in product(SPLITS, section.shots)}
-    features, generators = torch.from_numpy(features_ND).to(run.device), make_generators(checkpoints, run.device)
-    weights = make_weight_generators(checkpoints, run.device)
+    features, generators = shown.features, make_generators(checkpoints, run.device)
     store = open_trajectories(TRAJECTORIES / "trajectories.zarr") if weights else None
     ends = PathEnds.of(store) if store is not None else None
     tasks = make_training_tasks(ends, weights, features, data)
     candidates = dict(classifiers(section, GaussianPosterior(features, data), generators, weights, tasks))
     names = [*candidates]
-    judge = partial(verdict, section=section, drawn=drawn, data=data, features_ND=features_ND, checkpoints=checkpoints, ends=ends)
+    judge = partial(verdict, section=section, drawn=drawn, data=data, pictures=pictures, checkpoints=checkpoints, ends=ends)
 
     def job_of(name: str) -> Job[Verdict]:
         return partial(judge, name, device=run.device)
@@ -70,12 +73,12 @@ def build(run: Run[Evaluate]) -> None:
     bins.to_csv(run.out / "calibration.csv", index=False, lineterminator="\n")
     write_arrays(run.out / "episodes.h5", {f"{s}/shot{k}/{n}": ids for (s, k), e in drawn.items() for n, ids in vars(e).items()})
     sampling_curve(run, generators, features, data).to_csv(run.out / "sampling.csv", index=False, lineterminator="\n")
-    draws_curve(run, weights, chosen, features, data).to_csv(run.out / "draws.csv", index=False, lineterminator="\n")
-    chain_curve(run, weights, features, data).to_csv(run.out / "chain.csv", index=False, lineterminator="\n")
+    draws_curve(run, weights, chosen, shown, data).to_csv(run.out / "draws.csv", index=False, lineterminator="\n")
+    chain_curve(run, weights, shown, data).to_csv(run.out / "chain.csv", index=False, lineterminator="\n")
     memory: dict[str, Any] = {}
     if store is not None:
         tuned = candidates["finetune-random"][chosen["finetune-random"]["candidate"]]
-        memory = memory_facts(run, weights, store, tuned, features_ND=features, data=data)
+        memory = memory_facts(run, weights, store, tuned, pictures=shown, data=data)
     write_json(run.out / "memory.json", memory)
     about = {"dataset": data.dataset, "way": section.way, "query": section.query, "episodes": section.episodes}
     write_json(run.out / "metrics.json", about | summary(rows, bins) | {"chosen": chosen})
@@ -97,7 +100,7 @@ STAGE = Stage(
     name="evaluate",
     out=Path("data/results"),
     build=build,
-    inputs=(FEATURES.parent, TRAJECTORIES, GENERATOR),
+    inputs=(IMAGES.parent, FEATURES.parent, TRAJECTORIES, GENERATOR),
     versions=("great-expectations", "h5py", "numpy", "pandas", "safetensors", "zarr"),
     shared=("threads", "device", "deterministic"),
     lower="evaluate.draws or evaluate.episodes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from metadiff.candidates import Candidate, OfWeights
 from metadiff.episodes import Episodes, draw_episodes
-from metadiff.evaluation import learner_scores, targets
+from metadiff.evaluation import BATCH, learner_scores, targets
 from metadiff.inputs import moved
 from metadiff.memory import Remembered, overlap, verdict
 from metadiff.paths import followed
+from metadiff.pictures import Pictures
 from metadiff.rows import Rows
 from metadiff.symmetry import with_classes
 from metadiff.weightclassifiers import WITHOUT_NOISE, WeightGenerators, drawn_weights
@@ -31,7 +33,7 @@ def memory_facts(
     store: TrajectoryStore,
     tuned: Candidate,
     *,
-    features_ND: Tensor,
+    pictures: Pictures,
     data: Rows,
 ) -> dict[str, Any]:
     """By model; how far fine-tuned classifiers err on the same queries is what to compare the overlap of errors with."""
@@ -40,29 +42,29 @@ def memory_facts(
     if not drawing:
         return {}
     episodes = draw_episodes(data, "val", shot=max(section.shots), **sizes)
-    tuned_EQ = tuned.scores(features_ND, episodes)[""][0].argmax(-1)
+    tuned_EQ = tuned.scores(pictures, episodes)[""][0].argmax(-1)
     known: dict[bytes, Remembered] = {}  # by the start of the paths: most generators learn from the same ones
     facts: dict[str, Any] = {}
     with run.progress("memory", total=len(drawing), unit="generators") as advance:
         for model, made in drawing.items():
             start = made.scale.shift_P.cpu().numpy().tobytes()
             if start not in known:
-                known[start] = Remembered(ends_of(made, store, features_ND, data), made.scale, made.learner)
+                known[start] = Remembered(ends_of(made, store, pictures, data), made.scale, made.learner)
             several = OfWeights(drawn_weights(made, section, draws=2), made.logits)
-            drawn_GEP = several.adapt(features_ND, episodes)
-            facts[model] = memory_of(made, known[start], drawn_GEP, tuned_EQ, features_ND=features_ND, episodes=episodes)
+            drawn_GEP = several.adapt(pictures, episodes)
+            facts[model] = memory_of(made, known[start], drawn_GEP, tuned_EQ, pictures=pictures, episodes=episodes)
             run.say(f"{model} {facts[model]['verdict']}")
             advance(1)
             run.stop_if_asked("while looking at what was learned by heart", "looks anew, after the classifiers")
     return facts
 
 
-def ends_of(made: WeightGenerator, store: TrajectoryStore, features_ND: Tensor, data: Rows) -> Tensor:
+def ends_of(made: WeightGenerator, store: TrajectoryStore, pictures: Pictures, data: Rows) -> Tensor:
     """Where the paths ended that it learned from: the recorded ones or, if they all begin at one start, others from there."""
     if not made.scale.shift_P.any():
-        return torch.from_numpy(store.end_points()).to(features_ND.device)
+        return torch.from_numpy(store.end_points()).to(pictures.device)
     about = store.attributes["params"]
-    seen_NE = made.inputs.of(moved(features_ND, data, about["spread"]))
+    seen_NE = made.inputs.seen(replace(pictures, features=moved(pictures.features, data, about["spread"])))
     return followed(store, made.learner, seen_NE, made.scale.shift_P, kept=(about["steps"],))[:, 0]
 
 
@@ -73,14 +75,16 @@ def memory_of(
     drawn_GEP: Tensor,
     tuned_EQ: Tensor,
     *,
-    features_ND: Tensor,
+    pictures: Pictures,
     episodes: Episodes,
 ) -> dict[str, Any]:
     """Of its first draw: medians of distances, the errors that it shares, and the verdict."""
     near, target_Q = known.near(drawn_GEP[0]), targets(episodes)
     nearest_EP = with_classes(known.end_BP[near.index_A], near.order_AW, made.learner)
     heads_GEP = torch.cat([drawn_GEP, nearest_EP[None]])
-    first_EQ, second_EQ, nearest_EQ = learner_scores(heads_GEP, made.logits, features_ND, episodes).argmax(-1)
+    first_EQ, second_EQ, nearest_EQ = learner_scores(
+        torch.split(heads_GEP, BATCH, dim=1), made.logits, pictures, episodes
+    ).argmax(-1)
     distance_E = np.asarray(near.distance_A.cpu())
     rivals = {"nearest": nearest_EQ, "draws": second_EQ, "finetune-random": tuned_EQ}
     return {

@@ -17,19 +17,20 @@ import torch
 from metadiff.checkpoint import load_checkpoint, save_checkpoint
 from metadiff.conditioning import Ends
 from metadiff.errors import ParamsError
-from metadiff.inputs import load_inputs
+from metadiff.inputs import Inputs, load_inputs
 from metadiff.metatraining import MetaTraining, Pace, Subject, pace_of
 from metadiff.methods.mcdi import chain_of
+from metadiff.pictures import read_pictures
 from metadiff.rowmodels import row_subject
-from metadiff.store import read_features, read_rows
-from metadiff.trajectory_store import open_trajectories
+from metadiff.store import read_rows
+from metadiff.trajectory_store import TrajectoryStore, open_trajectories
 from metadiff.weightmodels import WeightModels
 from stages.runner import Run, Stage, main
 
 if TYPE_CHECKING:
     from metadiff.params import McDi, Metatrain
 
-FEATURES = Path("data/backbone/features.h5")
+IMAGES, FEATURES = Path("data/prepared/images.h5"), Path("data/backbone/features.h5")
 TRAJECTORIES = Path("data/trajectories")
 START = "reptile"  # what `ocd` goes out from
 
@@ -53,20 +54,25 @@ def build(run: Run[Metatrain]) -> None:
 def plan_of(run: Run[Metatrain]) -> dict[str, tuple[Pace, Callable[[], Subject]]]:
     """Each model with its pace, and how its training begins: one after the other, so that they need no memory together."""
     data, section, weights = read_rows(FEATURES), run.params, run.mcdi
-    features_ND = torch.from_numpy(read_features(FEATURES)).to(run.device)
+    store, inputs = recorded_paths(run.device) if weights.models else (None, Inputs())
+    pictures = read_pictures(FEATURES, IMAGES, pixels=inputs.of_pixels).to(run.device)
     ends = trained_weights(run.device) if section.target == "trajectory-ends" else None
-    rows = partial(row_subject, section, features_ND=features_ND, data=data, ends=ends, seed=run.seed)
+    rows = partial(row_subject, section, features_ND=pictures.features, data=data, ends=ends, seed=run.seed)
     plan: dict[str, tuple[Pace, Callable[[], Subject]]] = {
         model: (pace_of(section), partial(rows, model=model)) for model in section.models
     }
-    if weights.models:
-        store = open_trajectories(TRAJECTORIES / "trajectories.zarr")
-        inputs = load_inputs(TRAJECTORIES / "inputs.safetensors").to(run.device)
-        models = WeightModels(weights, features_ND, data, store, inputs, run.seed)
+    if store is not None:
+        models = WeightModels(weights, pictures, data, store, inputs, run.seed)
         check_schedule(weights)
         in_order = sorted(weights.models, key=lambda model: model != START)  # others may go out from what it has learnt
         plan |= {model: (models.pace(model), partial(begin_weights, models, model, run.out)) for model in in_order}
     return plan
+
+
+def recorded_paths(device: str) -> tuple[TrajectoryStore, Inputs]:
+    """And what their learner saw of an image."""
+    inputs = load_inputs(TRAJECTORIES / "inputs.safetensors").to(device)
+    return open_trajectories(TRAJECTORIES / "trajectories.zarr"), inputs
 
 
 def check_schedule(section: McDi) -> None:
@@ -83,7 +89,7 @@ def begin_weights(models: WeightModels, model: str, out: Path) -> Subject:
     if model != "ocd":
         return models.subject(model)
     start_P = load_checkpoint(out / f"{START}.safetensors")[0]["average/theta_P"]
-    return models.subject(model, start_P.to(models.features_ND.device))
+    return models.subject(model, start_P.to(models.device))
 
 
 def train(run: Run[Metatrain], model: str, training: MetaTraining[Any, Any], advance: Callable[[int], None]) -> None:
@@ -129,7 +135,7 @@ STAGE = Stage(
     name="metatrain",
     out=Path("data/generator"),
     build=build,
-    inputs=(FEATURES.parent, TRAJECTORIES),
+    inputs=(IMAGES.parent, FEATURES.parent, TRAJECTORIES),
     versions=("h5py", "numpy", "pandas", "safetensors", "zarr"),
     shared=("seed", "threads", "device", "deterministic"),
     methods=("mcdi",),

@@ -215,16 +215,19 @@ def adaptation_seconds(cell: Path) -> dict[str, float]:
         read_checkpoints,
     )
     from metadiff.episodes import draw_episodes
-    from metadiff.store import read_features, read_rows
+    from metadiff.pictures import read_pictures
+    from metadiff.store import read_rows
     from metadiff.trajectory_store import open_trajectories
 
     params = load(cell / "params.yaml")
     torch.set_num_threads(params.shared.threads)
     section, path = params.evaluate, cell / "data/backbone/features.h5"
     chosen = json.loads((cell / "data/results/metrics.json").read_bytes())["chosen"]
-    data, features_ND = read_rows(path), torch.from_numpy(read_features(path))
-    checkpoints = read_checkpoints(cell / "data/generator")
+    data, checkpoints = read_rows(path), read_checkpoints(cell / "data/generator")
     weights = make_weight_generators(checkpoints, "cpu")
+    of_pixels = any(made.inputs.of_pixels for made in weights.values())
+    pictures = read_pictures(path, cell / PREPARED / "images.h5", pixels=of_pixels)
+    features_ND = pictures.features
     ends = PathEnds.of(open_trajectories(cell / "data/trajectories/trajectories.zarr")) if weights else None
     tasks = make_training_tasks(ends, weights, features_ND, data)
     made = make_generators(checkpoints, "cpu"), weights, tasks
@@ -233,9 +236,9 @@ def adaptation_seconds(cell: Path) -> dict[str, float]:
     seconds = {}
     for name, candidates in classifiers(section, GaussianPosterior(features_ND, data), *made):
         candidate = candidates[chosen[name]["candidate"]]
-        candidate.adapt(features_ND, episodes)  # to warm up
+        candidate.adapt(pictures, episodes)  # to warm up
         start = time.perf_counter()
-        candidate.adapt(features_ND, episodes)
+        candidate.adapt(pictures, episodes)
         seconds[name] = (time.perf_counter() - start) * 1000 / TIMED
     return seconds
 

@@ -8,6 +8,7 @@ from metadiff.errors import NumericError
 from metadiff.inputs import Inputs
 from metadiff.learner import BaseLearner
 from metadiff.objectives import OnSupport
+from metadiff.pictures import Pictures
 from metadiff.trajectory import Rule, follow
 
 
@@ -17,9 +18,9 @@ def adapted(learner: BaseLearner, seen_EWSE: Tensor, start_EP: Tensor, *, lr: fl
     return follow(OnSupport(learner, seen_EWSE), start_EP, rule=rule, kept=(steps,))[0][:, 0]
 
 
-def finetune(learner: BaseLearner, inputs: Inputs, support_EWSD: Tensor, start_EP: Tensor, *, lr: float, steps: int) -> Tensor:
-    """The same from features; NumericError where it diverges."""
-    theta_EP = adapted(learner, inputs.of(support_EWSD), start_EP, lr=lr, steps=steps)
+def finetune(learner: BaseLearner, inputs: Inputs, support_EWS: Pictures, start_EP: Tensor, *, lr: float, steps: int) -> Tensor:
+    """The same from pictures; NumericError where it diverges."""
+    theta_EP = adapted(learner, inputs.seen(support_EWS), start_EP, lr=lr, steps=steps)
     if not bool(theta_EP.isfinite().all()):
         raise NumericError(f"fine-tuning: weights are not finite after {steps} steps with lr {lr:g}; lower evaluate.finetune_lrs")
     return theta_EP

@@ -24,6 +24,7 @@ from metadiff.learner import BaseLearner
 from metadiff.matching import least_cost, pairing, smallest
 from metadiff.memory import MOST, Remembered
 from metadiff.paths import WeightScale
+from metadiff.pictures import Pictures
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
 from metadiff.symmetry import with_classes, with_units_of
@@ -47,7 +48,10 @@ class PathEnds:
     spread: float
 
     @classmethod
-    def of(cls, store: TrajectoryStore) -> PathEnds:
+    def of(cls, store: TrajectoryStore) -> PathEnds | None:
+        """None of whole networks, whose channels cannot be put in order yet."""
+        if store.attributes["learner"]["kind"] == "conv":
+            return None
         ends_NP, classes_NW = (torch.from_numpy(values[:MOST]) for values in (store.end_points(), store.classes))
         return cls(ends_NP, classes_NW, store.attributes["params"]["spread"])
 
@@ -61,9 +65,9 @@ class TrainingTasks:
         self.end_NP, self.means_CF = ends.end_NP.to(features_ND.device), images.means_CD
         self.classes_NW = images.numbers_of(ends.classes_NW).to(features_ND.device)
 
-    def near(self, support_EWSD: Tensor, count: int) -> Tensor:
+    def near(self, support_EWS: Pictures, count: int) -> Tensor:
         """(E, K, P): the weights of the most alike training tasks, the nearest first, their classes in the new task's order."""
-        mean_EWF = self.inputs.of(support_EWSD).mean(2)
+        mean_EWF = self.inputs.of(support_EWS.features).mean(2)
         square_EWC = torch.cdist(mean_EWF, self.means_CF.expand(len(mean_EWF), -1, -1)).square()
         square_ENWW = square_EWC[:, :, self.classes_NW].permute(0, 2, 3, 1)  # a row a class of the training task
         bound_EN = torch.maximum(square_ENWW.amin(2).sum(-1), square_ENWW.amin(3).sum(-1))
@@ -83,7 +87,7 @@ class TrainingTasks:
 
 def nearest_weights(tasks: TrainingTasks, draws: int = 1) -> WeightsOf:
     """Those of as many of the most alike tasks, as if they were draws."""
-    return lambda support_EWSD, _batch: tasks.near(support_EWSD, min(draws, len(tasks.end_NP))).transpose(0, 1)
+    return lambda support_EWS, _batch: tasks.near(support_EWS, min(draws, len(tasks.end_NP))).transpose(0, 1)
 
 
 def average_weights(tasks: TrainingTasks, neighbours: int) -> WeightsOf:
@@ -92,8 +96,8 @@ def average_weights(tasks: TrainingTasks, neighbours: int) -> WeightsOf:
     Units of random starts in any order would average out to nothing, which would prove nothing.
     """
 
-    def weights(support_EWSD: Tensor, _batch: int) -> Tensor:
-        theta_EKP = tasks.near(support_EWSD, min(neighbours, len(tasks.end_NP)))
+    def weights(support_EWS: Pictures, _batch: int) -> Tensor:
+        theta_EKP = tasks.near(support_EWS, min(neighbours, len(tasks.end_NP)))
         first_EKP = theta_EKP[:, :1].expand_as(theta_EKP)
         matched_IP = with_units_of(theta_EKP.flatten(0, 1), first_EKP.flatten(0, 1), tasks.learner)
         return matched_IP.view_as(theta_EKP).mean(1)[None]
@@ -104,8 +108,8 @@ def average_weights(tasks: TrainingTasks, neighbours: int) -> WeightsOf:
 def noisy_weights(tasks: TrainingTasks, seed: int, share: float) -> WeightsOf:
     """Those of the most alike task, moved by noise to this share of how far the nearest training weights lie apart."""
 
-    def weights(support_EWSD: Tensor, batch: int) -> Tensor:
-        theta_EP = tasks.near(support_EWSD, 1)[:, 0]
+    def weights(support_EWS: Pictures, batch: int) -> Tensor:
+        theta_EP = tasks.near(support_EWS, 1)[:, 0]
         noise = gaussian_noise(torch_stream(seed, "noisy-weights", batch))
         return (theta_EP + share * noise(theta_EP) * tasks.deviation_P)[None]
 

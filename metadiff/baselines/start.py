@@ -58,12 +58,15 @@ class Tour:
         return OnSupport(method.learner, support_BWSE).measure(end_BP)[0].mean()
 
 
-def start_tasks(images: BaseTasks, *, tasks: int, way: int, shots: Sequence[int]) -> Callable[[Generator], Tensor]:
-    """Supports (B, W, S, E) of random base classes, by a stream; one number of shots a batch."""
+def start_tasks(
+    images: BaseTasks, seen_NE: Tensor, *, tasks: int, way: int, shots: Sequence[int]
+) -> Callable[[Generator], Tensor]:
+    """Supports (B, W, S, E) of random base classes as a learner sees them, by a stream; one number of shots a batch."""
 
     def draw(generator: Generator) -> Tensor:
         shot = shots[int(torch.randint(len(shots), (), generator=generator))]
-        return images.support(images.classes(generator, tasks=tasks, way=way), shot, generator)
+        rows_BWS = images.rows(images.classes(generator, tasks=tasks, way=way), shot, generator)
+        return seen_NE[rows_BWS.to(seen_NE.device)]
 
     return draw
 

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from metadiff.consistency import Chain, Rule, Watch, add_noise, chain, ddim, mean_steps, squared_errors
 from metadiff.denoiser import Condition, initialise
 from metadiff.diffusion import Noise
-from metadiff.learner import BaseLearner, build_learner
+from metadiff.learner import Head, build_learner
 from metadiff.paths import PathBatch, WeightScale
 from metadiff.units import Frame, UnitDenoiser
 
@@ -45,9 +45,7 @@ class Samples:
 class McDi:
     """A network that gives the weights that a time of the chain leads to; it sees and gives them as distances from a base."""
 
-    def __init__(
-        self, learner: BaseLearner, net: UnitDenoiser, steps: Chain, base_P: Tensor, *, sampler: str, weighted: bool
-    ) -> None:
+    def __init__(self, learner: Head, net: UnitDenoiser, steps: Chain, base_P: Tensor, *, sampler: str, weighted: bool) -> None:
         """``weighted``: with the paper's loss; else with that of the estimate itself, at every time the same."""
         self.learner, self.chain, self.base_P, self.sampler, self.weighted = learner, steps, base_P, sampler, weighted
         self._net = net
@@ -137,6 +135,7 @@ def chain_of(facts: Mapping[str, Any]) -> Chain:
 def build_weights(facts: Mapping[str, Any], scale: WeightScale, *, device: str = "cpu") -> McDi:
     """A method with the weights that its seed gives, from facts that JSON can hold."""
     learner, model, steps = build_learner(facts["learner"]), facts["model"], chain_of(facts)
+    assert isinstance(learner, Head), "conflicts.py refuses whole networks"
     with torch.device("meta"):  # no memory and, above all, no draw from the global generator
         net = UnitDenoiser(learner, hidden=facts["hidden"], layers=facts["layers"])
     net = net.to_empty(device="cpu")

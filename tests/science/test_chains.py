@@ -19,6 +19,7 @@ from metadiff.inputs import Inputs
 from metadiff.learner import Perceptron
 from metadiff.methods.mcdi import build_weights
 from metadiff.paths import WeightScale
+from metadiff.pictures import Pictures
 from metadiff.rng import torch_stream
 from metadiff.store import write_features
 from metadiff.weightgenerator import WeightGenerator, dump_weights
@@ -57,12 +58,12 @@ def test_a_task_is_the_episode_of_that_number() -> None:
 
 @torch.no_grad()
 def test_states_begin_with_noise_and_end_with_what_is_generated() -> None:
-    support_EWSD = task().support_WSD.expand(3, -1, -1, -1)
-    found_TEP = states(generator(), support_EWSD, gaussian_noise(noise()))
+    support_EWS = Pictures(task().support_WSD.expand(3, -1, -1, -1))
+    found_TEP = states(generator(), support_EWS, gaussian_noise(noise()))
     assert found_TEP.shape == (TIMES + 1, 3, LEARNER.size)
     start_EP = 0.5 * torch.randn(3, LEARNER.size, generator=noise()) + SHIFT
     torch.testing.assert_close(found_TEP[0], start_EP)
-    torch.testing.assert_close(found_TEP[-1], generator().weights(support_EWSD, gaussian_noise(noise())))
+    torch.testing.assert_close(found_TEP[-1], generator().weights(support_EWS, gaussian_noise(noise())))
 
 
 @pytest.mark.parametrize(("model", "ends"), [("local", (4, 8, 12)), ("vanilla", (12,)), ("naive", (12,))])

@@ -8,6 +8,7 @@ from metadiff.baselines.finetune import finetune
 from metadiff.errors import NumericError
 from metadiff.inputs import Inputs
 from metadiff.learner import BaseLearner, Learner, Perceptron
+from metadiff.pictures import Pictures
 
 LEARNERS = [Learner("linear", way=3, dim=4, scale=1.0), Perceptron("mlp", way=3, dim=4, hidden=5)]
 
@@ -23,7 +24,7 @@ INPUTS = Inputs(noise(9, seed=2), noise(9, 4, seed=3))
 @pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.kind)
 def test_each_task_is_fine_tuned_on_its_own_support(learner: BaseLearner) -> None:
     start = noise(6, learner.size, seed=4)
-    found = finetune(learner, INPUTS, SUPPORT, start, lr=0.02, steps=7)
+    found = finetune(learner, INPUTS, Pictures(SUPPORT), start, lr=0.02, steps=7)
     target = torch.arange(3).repeat_interleave(2)
     for task in range(6):
         theta = start[task : task + 1].clone().requires_grad_()
@@ -42,4 +43,4 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(
         NumericError, match=r"fine-tuning: weights are not finite after 3 steps with lr 0\.5; lower evaluate\.finetune_lrs"
     ):
-        finetune(LEARNERS[0], INPUTS, SUPPORT, start, lr=0.5, steps=3)
+        finetune(LEARNERS[0], INPUTS, Pictures(SUPPORT), start, lr=0.5, steps=3)

@@ -8,7 +8,8 @@ import torch
 
 from metadiff.checkpoint import save_checkpoint
 from metadiff.errors import CorruptArtifactError, DataError
-from metadiff.inputs import LEAST, Inputs, load_inputs, moved, save_inputs, whitened
+from metadiff.inputs import LEAST, Inputs, load_inputs, moved, save_inputs, whitened, with_pixels
+from metadiff.pictures import Pictures
 from tests.science.test_conditioning import COUNTS, data
 
 DATA, D, E = data(), 6, 4
@@ -86,10 +87,38 @@ def test_without_a_map_features_are_seen_as_they_are() -> None:
     assert moved(x_ND, DATA, 1.0) is x_ND
 
 
-@pytest.mark.parametrize("inputs", [Inputs(), whitened(features(), DATA, E)])
+def pixels() -> torch.Tensor:
+    """Of 4 places and 3 colours, the last of which is the same everywhere."""
+    levels = np.random.default_rng(3).integers(0, 256, (len(DATA.label), 4, 3))
+    levels[..., 2] = 7
+    return torch.from_numpy(levels.astype(np.uint8).reshape(len(levels), -1))
+
+
+def test_pixels_are_standardised_by_those_of_base_images_colour_by_colour() -> None:
+    inputs = with_pixels(whitened(features(), DATA, E), pixels(), DATA, colours=3)
+    seen_NQ, base = inputs.seen(Pictures(features(), pixels())), torch.from_numpy(DATA.split == 0)
+    levels = pixels().numpy().reshape(len(DATA.label), 4, 3).astype(np.float64)
+    mean, deviation = levels[base].mean((0, 1)), np.maximum(levels[base].std((0, 1)), 1.0)
+    expected = ((levels - mean) / deviation).reshape(len(levels), -1)
+    torch.testing.assert_close(seen_NQ, torch.from_numpy(expected).float(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(inputs.of(features()), whitened(features(), DATA, E).of(features()))  # what is told of a task
+
+
+def test_heads_see_what_a_generator_is_told() -> None:
+    inputs = whitened(features(), DATA, E)
+    assert torch.equal(inputs.seen(Pictures(features())), inputs.of(features()))
+
+
+SHOWN = with_pixels(whitened(features(), DATA, E), pixels(), DATA, colours=3)
+
+
+@pytest.mark.parametrize("inputs", [Inputs(), whitened(features(), DATA, E), SHOWN])
 def test_the_map_comes_back_exactly(tmp_path: Path, inputs: Inputs) -> None:
     save_inputs(tmp_path / "inputs.safetensors", inputs, {"dim": 4})
-    assert torch.equal(load_inputs(tmp_path / "inputs.safetensors").of(features()), inputs.of(features()))
+    found, pictures = load_inputs(tmp_path / "inputs.safetensors"), Pictures(features(), pixels())
+    assert found.of_pixels == inputs.of_pixels
+    assert torch.equal(found.of(features()), inputs.of(features()))
+    assert torch.equal(found.seen(pictures), inputs.seen(pictures))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +128,9 @@ def test_the_map_comes_back_exactly(tmp_path: Path, inputs: Inputs) -> None:
         ({"mean_D": torch.zeros(3)}, "inputs"),
         ({"mean_D": torch.zeros(3), "basis_DE": torch.zeros(4, 2)}, "inputs"),
         ({"mean_D": torch.zeros(3), "basis_DE": torch.zeros(3)}, "inputs"),
+        ({"mean_Q": torch.zeros(3)}, "inputs"),
+        ({"mean_Q": torch.zeros(3), "deviation_Q": torch.zeros(4)}, "inputs"),
+        ({"mean_Q": torch.tensor(0.0), "deviation_Q": torch.tensor(1.0)}, "inputs"),
         ({"mean_D": torch.zeros(3), "basis_DE": torch.zeros(3, 2), "more": torch.zeros(1)}, "inputs"),
     ],
 )

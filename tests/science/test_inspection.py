@@ -57,6 +57,12 @@ def test_the_summary_of_perceptrons_says_what_they_see_and_how_large_they_are(tm
     assert "cosine learner of scale 10: 15" in summary(made(tmp_path / "b.zarr", learner="cosine"))[3]
 
 
+def test_the_summary_of_networks_says_that_they_see_pixels(tmp_path: Path) -> None:
+    lines = summary(made(tmp_path / "a.zarr", **MLP | {"learner": "conv"}))
+    assert lines[2] == "inputs    the pixels, standardised, with noise of deviation 0.3 in the gradient"
+    assert lines[3].startswith("vector    conv learner of 3 channels: 15 numbers")  # as many as the first part has rows
+
+
 def test_the_table_has_percentiles_over_the_tasks_at_kept_steps(tmp_path: Path) -> None:
     table = rows(made(tmp_path / "a.zarr"))
     assert table[0] == ["0", "1.8200", "2.0000", "2.1800", "25.0", "25.0", "25.0"]

@@ -12,6 +12,7 @@ from metadiff.candidates import OfRows
 from metadiff.episodes import draw_episodes
 from metadiff.evaluation import RowsOf, class_rows, cosines, targets
 from metadiff.judging import choose, judge, summary
+from metadiff.pictures import Pictures
 from tests.science.test_evaluation import DATA, features
 
 X = features(0.8)
@@ -29,7 +30,7 @@ def upside_down(support: torch.Tensor, _batch: int) -> torch.Tensor:
 def test_the_better_candidate_and_centre_are_chosen() -> None:
     far = X + 50  # seen from the origin all directions are one
     centres = {"origin": None, "there": torch.full((16,), 50.0)}
-    choice, seen = choose({"bad": OfRows(upside_down, centres), "good": OfRows(mean_rows, centres)}, far, DRAWN)
+    choice, seen = choose({"bad": OfRows(upside_down, centres), "good": OfRows(mean_rows, centres)}, Pictures(far), DRAWN)
     assert (choice.candidate, choice.centre) == ("good", "there")
     assert set(choice.temperature) == {1, 3}
     for shot, drawn in DRAWN.items():
@@ -39,7 +40,7 @@ def test_the_better_candidate_and_centre_are_chosen() -> None:
 
 def test_of_equals_the_first_is_chosen() -> None:
     twins = {"one": OfRows(mean_rows, {"origin": None}), "two": OfRows(mean_rows, {"origin": None})}
-    assert choose(twins, X, DRAWN)[0].candidate == "one"
+    assert choose(twins, Pictures(X), DRAWN)[0].candidate == "one"
 
 
 CLASSIFIERS = {"ncm": mean_rows, "regression": lambda s, b: mean_rows(s, b) + 0.1, "metadiff": upside_down}

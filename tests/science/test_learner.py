@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from metadiff.layout import tensors_of
 from metadiff.learner import BaseLearner, Learner, Perceptron, build_learner
 from metadiff.objectives import Objective, OnClasses, OnSupport
 
@@ -135,7 +136,7 @@ def test_a_cosine_learner_does_not_see_the_length_of_its_rows() -> None:
 
 def test_permuted_hidden_units_are_the_same_classifier() -> None:
     theta_TP, order = noise(TASKS, learner("mlp").size), torch.tensor([2, 0, 3, 1])
-    enter_THD, shift_TH, leave_THW, shift_TW = learner("mlp")._tensors(theta_TP)  # type: ignore[union-attr]
+    enter_THD, shift_TH, leave_THW, shift_TW = tensors_of(theta_TP, learner("mlp").layout())
     parts = (enter_THD[:, order].flatten(1), shift_TH[:, order], leave_THW[:, order].flatten(1), shift_TW)
     features_TND = noise(TASKS, 8, DIM, seed=1)
     other_TNW = learner("mlp").logits(torch.cat(parts, dim=1), features_TND)

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from metadiff.baselines.nearest import PathEnds, TrainingTasks, average_weights, nearest_weights, noisy_weights
 from metadiff.inputs import Inputs, moved
 from metadiff.learner import BaseLearner, Learner, Perceptron
 from metadiff.memory import Remembered
 from metadiff.paths import WeightScale
+from metadiff.pictures import Pictures
 from metadiff.rows import Rows
 from metadiff.symmetry import with_classes, with_units_of
 
@@ -46,18 +46,18 @@ def tasks_of(learner: BaseLearner) -> TrainingTasks:
     return TrainingTasks(ends_of(learner), FEATURES, DATA, learner=learner, inputs=INPUTS)
 
 
-def supports(count: int = 9) -> Tensor:
-    """(E, W, S, D): of any classes, far from the means of base classes."""
+def supports(count: int = 9) -> Pictures:
+    """(E, W, S): of any classes, far from the means of base classes."""
     stream = torch.Generator().manual_seed(2)
-    return FEATURES[torch.randint(len(FEATURES), (count, WAY, 2), generator=stream)]
+    return Pictures(FEATURES)[torch.randint(len(FEATURES), (count, WAY, 2), generator=stream)]
 
 
-def by_trying_all(support_EWSD: Tensor) -> list[list[tuple[float, int, list[int]]]]:
+def by_trying_all(support_EWS: Pictures) -> list[list[tuple[float, int, list[int]]]]:
     """Of each new task: all training tasks with the squared distance after the best order of their classes, the least first."""
     seen = INPUTS.of(moved(FEATURES, DATA, SPREAD))
     means = {int(label): seen[torch.from_numpy(label == LABEL)].mean(0) for label in BASE.tolist()}
     found = []
-    for support in support_EWSD:
+    for support in support_EWS.features:
         new, tried = INPUTS.of(support).mean(1), []
         for number, classes in enumerate(PATH_CLASSES.tolist()):
             rows = torch.stack([means[label] for label in classes])
@@ -80,7 +80,7 @@ def test_the_nearest_are_those_of_the_most_alike_tasks_with_classes_in_order(lea
 
 def test_classes_in_another_order_find_the_same_weights_in_that_order() -> None:
     support, order = supports(), [2, 0, 1]
-    one, other = (tasks_of(NET).near(found, 1)[:, 0] for found in (support, support[:, order]))
+    one, other = (tasks_of(NET).near(found, 1)[:, 0] for found in (support, Pictures(support.features[:, order])))
     assert torch.equal(with_classes(one, torch.tensor([order]).expand(len(one), -1), NET), other)
     x = torch.randn(len(one), 7, 4, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(NET.logits(other, x), NET.logits(one, x)[..., order])
@@ -151,9 +151,15 @@ def test_noise_moves_weights_as_far_as_the_nearest_training_weights_lie_apart(le
 
 def test_the_ends_of_a_store_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     theta, classes = np.arange(12.0, dtype=np.float32).reshape(4, 3), np.arange(8).reshape(4, 2)
-    store = SimpleNamespace(end_points=lambda: theta, classes=classes, attributes={"params": {"spread": 0.3}})
+    store = SimpleNamespace(
+        end_points=lambda: theta, classes=classes, attributes={"params": {"spread": 0.3}, "learner": {"kind": "mlp"}}
+    )
     found = PathEnds.of(store)
     assert (found.end_NP.tolist(), found.classes_NW.tolist(), found.spread) == (theta.tolist(), classes.tolist(), 0.3)
     monkeypatch.setattr("metadiff.baselines.nearest.MOST", 3)
     assert PathEnds.of(store).end_NP.shape == (3, 3)
     assert PathEnds.of(store).classes_NW.shape == (3, 2)
+
+
+def test_whole_networks_are_not_looked_up() -> None:
+    assert PathEnds.of(SimpleNamespace(attributes={"learner": {"kind": "conv"}})) is None

@@ -65,6 +65,8 @@ def complaints(folder: Path, content: str | bytes) -> list[str]:
 ENDS = set_value("metatrain.spread", "1", set_value("metatrain.target", "trajectory-ends"))
 TRAINED = set_value("metatrain.models", "[task]", ENDS)
 PATHS = set_value("mcdi.models", "[local]", set_value("collect.keep", "4", set_value("collect.dim", "64")))
+NETWORKS = set_value("mcdi.models", "[reptile]", set_value("collect.learner", "conv", PATHS))
+NETWORKS = set_value("collect.sees", "support", NETWORKS)
 WRONG_VALUES = [  # key, what to write, what it must be
     ("shared.seed", "-1", f"must be {SEED}, got the number -1"),
     ("shared.seed", "2147483648", f"must be {SEED}, got the number 2147483648"),
@@ -123,8 +125,9 @@ WRONG_VALUES = [  # key, what to write, what it must be
     ("collect.sees", "class", "must be one of support, classes, got the text 'class'; did you mean classes?"),
     ("collect.noise", "0.1", "must be 0 for collect.sees classes, got 0.1"),
     ("collect.weight_decay", "11", "must be a number from 0 to 10, got the number 11"),
+    ("collect.channels", "0", "must be a whole number from 1 to 4096, got the number 0"),
     ("collect.dim", "-1", "must be a whole number from 0 to 65536, got the number -1"),
-    ("collect.learner", "mpl", "must be one of cosine, linear, mlp, got the text 'mpl'; did you mean mlp?"),
+    ("collect.learner", "mpl", "must be one of cosine, linear, mlp, conv, got the text 'mpl'; did you mean mlp?"),
     ("evaluate.finetune_lrs", "[0.03, 0.01]", f"must be {RATES}, in increasing order, got the list [0.03, 0.01]"),
     ("evaluate.finetune_lrs", "[0.01, 11]", f"must be {RATE}, got the number 11"),
     ("evaluate.finetune_lrs", "[]", f"must be {RATES}, got the list []"),
@@ -247,6 +250,19 @@ WRONG_TEXTS = {
                 "collect.sees: must be support for collect.learner mlp, got classes; raise collect.shot to show it more",
             )
         ],
+    ),
+    "networks that see all images": (
+        set_value("collect.learner", "conv"),
+        [
+            at(
+                "collect.sees",
+                "collect.sees: must be support for collect.learner conv, got classes; raise collect.shot to show it more",
+            )
+        ],
+    ),
+    "a denoiser for networks": (
+        set_value("mcdi.models", "[reptile, vanilla, local]", NETWORKS),
+        [at("mcdi.models", "mcdi.models: must be [reptile] for collect.learner conv: no denoiser for networks yet, got vanilla")],
     ),
     "whole weights on features as they are": (
         set_value("collect.dim", "0", PATHS),
@@ -462,6 +478,7 @@ GOOD = {
     "perceptrons, with noise": set_value(
         "collect.noise", "0.3", set_value("collect.sees", "support", set_value("collect.learner", "mlp"))
     ),
+    "networks, with a start for all tasks": NETWORKS,
     "given, of a folder": set_value(
         "prepare.split", "given", set_value("prepare.path", "x", set_value("prepare.source", "folder"))
     ),

@@ -33,6 +33,7 @@ from metadiff.judging import choose, judge, verdict
 from metadiff.learner import Learner, Perceptron
 from metadiff.methods.mcdi import WEIGHT_MODELS, build_weights
 from metadiff.paths import WeightScale
+from metadiff.pictures import Pictures
 from metadiff.rng import torch_stream
 from metadiff.weightclassifiers import of_weights, random_starts
 from metadiff.weightgenerator import WeightGenerator, dump_weights
@@ -41,7 +42,7 @@ from tests.science.test_mcdi import FACTS as NETWORK
 from tests.science.test_metatraining import data as rows_and_features
 
 CLASSES, WAY = 6, 5
-POINTS = torch.eye(CLASSES)[torch.from_numpy(DATA.label).long()]  # all images of a class are one: its unit vector
+POINTS = Pictures(torch.eye(CLASSES)[torch.from_numpy(DATA.label).long()])  # all images of a class are one: its unit vector
 DRAWN = draw_episodes(DATA, "test", way=WAY, shot=2, query=4, episodes=BATCH + 50, seed=0)
 SECTION = {"way": WAY, "draws": 3, "seed": 0, "finetune_lrs": (0.01, 0.3), "finetune_steps": (1, 40), "finetune_few": 2}
 TUNED_FROM_RANDOM = ("finetune-random", "finetune-random-mean")
@@ -58,21 +59,21 @@ class Known:
     inputs: Inputs = field(default_factory=Inputs)
     start_std: float = 0.5
 
-    def weights(self, support_EWSD: Tensor, noise: Noise) -> Tensor:
-        rows_EWD = support_EWSD.mean(2).roll(-self.turn, 1)
+    def weights(self, support_EWS: Pictures, noise: Noise) -> Tensor:
+        rows_EWD = support_EWS.features.mean(2).roll(-self.turn, 1)
         sharp_E11 = 1 + self.spread * noise(rows_EWD[:, :1, :1])
         return torch.cat([(sharp_E11 * rows_EWD).flatten(1), torch.zeros(len(rows_EWD), WAY)], dim=1)
 
-    def draws(self, support_EWSD: Tensor, noises: list[Noise]) -> Tensor:
-        return torch.stack([self.weights(support_EWSD, noise) for noise in noises])
+    def draws(self, support_EWS: Pictures, noises: list[Noise]) -> Tensor:
+        return torch.stack([self.weights(support_EWS, noise) for noise in noises])
 
-    def logits(self, theta_EP: Tensor, features_END: Tensor) -> Tensor:
-        return self.learner.logits(theta_EP, features_END)
+    def logits(self, theta_EP: Tensor, images_EN: Pictures) -> Tensor:
+        return self.learner.logits(theta_EP, images_EN.features)
 
 
 class Reptile(Known):
-    def weights(self, support_EWSD: Tensor, noise: Noise) -> Tensor:
-        return torch.linspace(-1, 1, self.learner.size).expand(len(support_EWSD), -1)
+    def weights(self, support_EWS: Pictures, noise: Noise) -> Tensor:
+        return torch.linspace(-1, 1, self.learner.size).expand(len(support_EWS), -1)
 
 
 def compared(weights: dict[str, Known], tasks: TrainingTasks | None = None, **changes: object) -> dict[str, dict[str, Candidate]]:
@@ -99,7 +100,7 @@ def test_trained_generators_are_read_and_judged(tmp_path: Path) -> None:
     assert make_generators(checkpoints, "cpu") == {}
     section = SimpleNamespace(**SECTION, ridges=(1.0,), spreads=(1.0,))
     drawn = {(split, 2): draw_episodes(data, "train", way=WAY, shot=2, query=4, episodes=9, seed=0) for split in ("val", "test")}
-    judge_all = partial(verdict, section=section, drawn=drawn, data=data, features_ND=features.numpy(), checkpoints=checkpoints)
+    judge_all = partial(verdict, section=section, drawn=drawn, data=data, pictures=Pictures(features), checkpoints=checkpoints)
     names = ("local", "local-mean", "weights-regression", "reptile", "finetune-reptile", *TUNED_FROM_RANDOM)
     ends = PathEnds(torch.randn(20, learner.size), torch.arange(WAY).expand(20, -1), spread=0.5)
     judge_all = partial(judge_all, ends=ends)
@@ -155,7 +156,7 @@ def test_one_draw_has_no_mean() -> None:
 
 def test_weights_that_are_looked_up_stand_last_and_are_right_where_training_tasks_had_the_same_classes() -> None:
     """Each training task's weights are those that get all images of its classes right."""
-    rows_and_points = DATA.__class__(**vars(DATA) | {"split": np.zeros_like(DATA.split)}), 10 * POINTS
+    rows_and_points = DATA.__class__(**vars(DATA) | {"split": np.zeros_like(DATA.split)}), 10 * POINTS.features
     classes = torch.tensor([*permutations(range(CLASSES), WAY)][::7])
     theta = torch.cat([torch.eye(CLASSES)[classes].flatten(1), torch.zeros(len(classes), WAY)], dim=1)
     ends = PathEnds(theta, classes, spread=1.0)
@@ -164,9 +165,9 @@ def test_weights_that_are_looked_up_stand_last_and_are_right_where_training_task
     names = ["nearest-weights", "nearest-weights-mean", "average-weights", "noisy-weights"]
     assert [*found][-5:] == ["finetune-random-mean", *names]
     assert all(of_weights(name) for name in names)
-    assert found["nearest-weights-mean"][""].scores(rows_and_points[1], DRAWN)[""].shape[0] == 3
+    assert found["nearest-weights-mean"][""].scores(Pictures(rows_and_points[1]), DRAWN)[""].shape[0] == 3
     for name, about in (("nearest-weights", ""), ("average-weights", "8 neighbours"), ("noisy-weights", "noise 0.1")):
-        scores = found[name][about].scores(rows_and_points[1], DRAWN)[""]
+        scores = found[name][about].scores(Pictures(rows_and_points[1]), DRAWN)[""]
         assert (scores[0].argmax(-1) == targets(DRAWN)).all()
     assert make_training_tasks(None, {"local": Known()}, *rows_and_points[::-1]) is None
     assert make_training_tasks(ends, {}, *rows_and_points[::-1]) is None

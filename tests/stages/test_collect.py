@@ -12,21 +12,25 @@ import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
+from torch.nn.functional import conv2d, cross_entropy
 
 from metadiff.artifact import file_sha256, seal, verify
 from metadiff.inputs import load_inputs, moved
+from metadiff.layout import tensors_of
 from metadiff.learner import Perceptron, build_learner
+from metadiff.network import Network
 from metadiff.rows import Rows
-from metadiff.store import read_features, read_rows, write_features
+from metadiff.store import image_blocks, read_features, read_rows, write_features, write_images
 from metadiff.trajectory_store import TrajectoryStore, open_trajectories
 from stages.collect import STAGE
 from stages.imports import ROOT
 from stages.runner import Exit, _guarded
 
-CLASSES, IMAGES, DIM = 9, 12, 16
+CLASSES, IMAGES, DIM, SHAPE = 9, 12, 16, (10, 10, 3)
 TINY = {"tasks": 20, "block": 8, "way": 3, "shot": 2, "steps": 12, "keep": 4, "lr": 0.05}
 MLP = {"learner": "mlp", "hidden": 8, "dim": 6, "spread": 0.5, "sees": "support", "shot": 4, "init_std": 1.0, "noise": 0.2}
 MLP |= {"weight_decay": 0.01, "steps": 60}
+CONV = {"learner": "conv", "channels": 6, "sees": "support", "dim": 6, "init_std": 1.0, "lr": 0.02, "steps": 30}
 
 
 def generated_features(path: Path) -> None:
@@ -40,6 +44,17 @@ def generated_features(path: Path) -> None:
     features_ND = rng.normal(size=(CLASSES, DIM))[label] + 0.5 * rng.normal(size=(count, DIM))
     path.parent.mkdir(parents=True)
     write_features(path, features_ND.astype(np.float32), rows=rows)
+    seal(path.parent)
+    draw_images(path.parents[1] / "prepared/images.h5", rows)
+
+
+def draw_images(path: Path, rows: Rows) -> None:
+    """Of each class a pattern of its own, of colours, with noise."""
+    rng = np.random.default_rng(1)
+    pattern_CHWC = rng.integers(40, 200, (CLASSES, *SHAPE))
+    images_NHWC = (pattern_CHWC[rows.label] + rng.integers(-40, 40, (len(rows.label), *SHAPE))).astype(np.uint8)
+    path.parent.mkdir(parents=True)
+    write_images(path, [images_NHWC], shape=SHAPE, rows=rows)
     seal(path.parent)
 
 
@@ -127,6 +142,36 @@ def test_perceptrons_classify_new_images_of_their_classes_as_the_file_of_inputs_
     weights_TKP = store.paths(0, 3)
     assert np.isfinite(weights_TKP).all()
     assert (weights_TKP[:, 0, named["enter.bias"]["offset"] :][:, :8] == 0).all()
+
+
+def test_networks_classify_new_images_of_their_classes_as_the_file_of_inputs_shows_them(checkout: Path) -> None:
+    """Of the prepared images themselves; torch's convolutions give the losses that stand beside the weights."""
+    set_collect(**CONV)
+    assert _guarded(STAGE) is Exit.OK
+    store, rows = published(), read_rows(checkout / "data/backbone/features.h5")
+    learner = build_learner(store.attributes["learner"])
+    assert learner == Network("conv", 3, 10, 3, 6)
+    inputs = load_inputs(Path("data/trajectories") / store.attributes["inputs"]["file"])
+    images_NHWC = torch.from_numpy(np.concatenate([*image_blocks(checkout / "data/prepared/images.h5")]))
+    assert inputs.mean_Q is not None
+    assert inputs.deviation_Q is not None
+    x_NCHW = ((images_NHWC.flatten(1) - inputs.mean_Q) / inputs.deviation_Q).view(-1, *SHAPE).permute(0, 3, 1, 2)
+    base = torch.from_numpy(rows.split == 0)
+    torch.testing.assert_close(x_NCHW[base].mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(x_NCHW[base].square().mean((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
+    right = []
+    for number, (theta_P, classes) in enumerate(zip(torch.from_numpy(store.end_points()), store.classes, strict=True)):
+        *convolutions, leave_FW, shift_W = (part[0] for part in tensors_of(theta_P[None], learner.layout()))
+        seen = x_NCHW
+        for layer, weight, bias in zip(learner.layers, convolutions[::2], convolutions[1::2], strict=True):
+            seen = conv2d(seen, weight.permute(0, 3, 1, 2), bias, stride=layer.kernel, padding=layer.border).relu()
+        scores_NW = seen.permute(0, 2, 3, 1).flatten(1) @ leave_FW + shift_W
+        support_N = torch.from_numpy(store.support[number].ravel()).long()
+        loss = cross_entropy(scores_NW[support_N], torch.arange(3).repeat_interleave(store.support.shape[2]))
+        assert store.loss[number, -1] == pytest.approx(float(loss), rel=1e-3, abs=1e-5)
+        mine = np.isin(rows.label, classes)
+        right.append((classes[scores_NW[mine].argmax(1).numpy()] == rows.label[mine]).mean())
+    assert np.mean(right) > 0.8  # chance is a third
 
 
 def test_a_run_without_a_map_of_features_says_so(checkout: Path) -> None:

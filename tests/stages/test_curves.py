@@ -21,6 +21,7 @@ from metadiff.inputs import Inputs
 from metadiff.learner import Perceptron
 from metadiff.methods.mcdi import build_weights
 from metadiff.paths import WeightScale
+from metadiff.pictures import Pictures
 from metadiff.rng import numpy_stream, torch_stream
 from metadiff.weightgenerator import WeightGenerator
 from stages.curves import chain_curve, draws_curve, fresh_episodes
@@ -31,6 +32,7 @@ SHOTS, EPISODES, DRAWS, TIMES = (1, 2), 12, (1, 2, 5), FACTS["times"]
 WAY = 3
 CHOSEN = {"finetune-random": {"candidate": "lr 0.1, 20 steps"}}
 FEATURES, ROWS = rows_and_features()
+PICTURES = Pictures(FEATURES)
 VALIDATION = replace(ROWS, split=np.ones_like(ROWS.split))
 LEARNER = Perceptron("mlp", WAY, FEATURES.shape[1], hidden=3)
 
@@ -66,11 +68,11 @@ WEIGHTS = {model: generator(model) for model in ("local", "vanilla", "weights-re
 
 
 def draws_table(**changes: object) -> pd.DataFrame:
-    return draws_curve(Stage(**changes), WEIGHTS, CHOSEN, FEATURES, VALIDATION)  # type: ignore[arg-type]
+    return draws_curve(Stage(**changes), WEIGHTS, CHOSEN, PICTURES, VALIDATION)  # type: ignore[arg-type]
 
 
 def chain_table(weights: dict[str, WeightGenerator] = WEIGHTS) -> pd.DataFrame:
-    return chain_curve(Stage(), weights, FEATURES, VALIDATION)  # type: ignore[arg-type]
+    return chain_curve(Stage(), weights, PICTURES, VALIDATION)  # type: ignore[arg-type]
 
 
 def test_draws_are_compared_with_as_many_starts_and_with_the_level_of_the_control() -> None:
@@ -89,12 +91,12 @@ def test_the_fine_tuned_starts_are_those_that_validation_chose_each_from_a_start
     episodes, table = fresh_episodes(section(), VALIDATION)[1], draws_table()  # type: ignore[arg-type]
     rival = WEIGHTS["local"]
 
-    def tuned(support_EWSD: torch.Tensor, batch: int) -> torch.Tensor:
+    def tuned(support_EWS: Pictures, batch: int) -> torch.Tensor:
         streams = [numpy_stream(3, "finetune", batch, number) for number in range(EPISODES)]
         starts = [torch.stack([LEARNER.start(stream, 0.5) for stream in streams]) for _ in range(DRAWS[-1])]
-        return torch.stack([finetune(LEARNER, Inputs(), support_EWSD, start, lr=0.1, steps=20) for start in starts])
+        return torch.stack([finetune(LEARNER, Inputs(), support_EWS, start, lr=0.1, steps=20) for start in starts])
 
-    scores = OfWeights(tuned, rival.logits).scores(FEATURES, episodes)[""]
+    scores = OfWeights(tuned, rival.logits).scores(PICTURES, episodes)[""]
     right = correct_counts(log_probabilities(scores, TYPICAL), targets(episodes)).mean()
     assert table["finetune-random 1-shot"].iloc[-1] == pytest.approx(100 * right / len(targets(episodes)), abs=1e-3)
     assert table["finetune-random 1-shot"].iloc[-1] > 50  # chance is 33
@@ -127,5 +129,5 @@ def test_the_loss_on_the_support_is_that_of_the_state_on_the_images_it_was_told_
 def test_without_generators_there_are_no_columns() -> None:
     assert [*chain_table({})] == ["time"]
     assert len(chain_table({})) == 0
-    table = draws_curve(Stage(), {}, {}, FEATURES, VALIDATION)  # type: ignore[arg-type]
+    table = draws_curve(Stage(), {}, {}, PICTURES, VALIDATION)  # type: ignore[arg-type]
     assert [*table] == ["draws"]

@@ -17,6 +17,7 @@ from metadiff.inputs import Inputs
 from metadiff.learner import Perceptron
 from metadiff.objectives import OnSupport
 from metadiff.paths import WeightScale, followed
+from metadiff.pictures import Pictures
 from metadiff.rng import numpy_stream
 from metadiff.symmetry import with_classes
 from metadiff.trajectory import Rule, follow
@@ -74,14 +75,14 @@ class Known:
     learner: Perceptron = NET
     inputs: Inputs = field(default_factory=Inputs)
 
-    def weights(self, support_EWSD: Tensor, noise: Noise) -> Tensor:
-        return self.made_of(len(support_EWSD), noise)
+    def weights(self, support_EWS: Pictures, noise: Noise) -> Tensor:
+        return self.made_of(len(support_EWS), noise)
 
-    def draws(self, support_EWSD: Tensor, noises: list[Noise]) -> Tensor:
-        return torch.stack([self.weights(support_EWSD, noise) for noise in noises])
+    def draws(self, support_EWS: Pictures, noises: list[Noise]) -> Tensor:
+        return torch.stack([self.weights(support_EWS, noise) for noise in noises])
 
-    def logits(self, theta_EP: Tensor, features_END: Tensor) -> Tensor:
-        return self.learner.logits(theta_EP, features_END)
+    def logits(self, theta_EP: Tensor, images_EN: Pictures) -> Tensor:
+        return self.learner.logits(theta_EP, images_EN.features)
 
 
 def by_heart(count: int, noise: Noise, ends: Tensor = ENDS) -> Tensor:
@@ -96,7 +97,7 @@ def fresh(count: int, noise: Noise) -> Tensor:
 
 def told(**weights: Known) -> tuple[dict[str, Any], list[str]]:
     run, tuned = Told(), OfWeights(lambda support, _batch: ENDS[: len(support)][None], Known(fresh).logits)
-    return memory_facts(run, weights, STORE, tuned, features_ND=FEATURES, data=DATA), run.said
+    return memory_facts(run, weights, STORE, tuned, pictures=Pictures(FEATURES), data=DATA), run.said
 
 
 def test_a_generator_of_copies_is_one_by_heart_and_errs_where_they_err() -> None:

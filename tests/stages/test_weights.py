@@ -16,7 +16,7 @@ from metadiff.artifact import seal, verify
 from metadiff.metatraining import MetaTraining
 from metadiff.methods.mcdi import WEIGHT_MODELS
 from metadiff.rows import Rows
-from metadiff.store import write_features
+from metadiff.store import write_features, write_images
 from stages import collect, evaluate, metatrain
 from stages.imports import ROOT
 from stages.runner import Exit, _guarded
@@ -90,7 +90,18 @@ def checkout(workplace: Path) -> Path:
     path.parent.mkdir(parents=True)
     write_features(path, features_ND.astype(np.float32), rows=rows)
     seal(path.parent)
+    draw_images(workplace / "data/prepared/images.h5", rows)
     return workplace
+
+
+def draw_images(path: Path, rows: Rows) -> None:
+    """Of each class a pattern of its own, with noise."""
+    rng = np.random.default_rng(1)
+    pattern_CHW1 = rng.integers(40, 200, (CLASSES, 10, 10, 1))
+    images_NHW1 = (pattern_CHW1[rows.label] + rng.integers(-40, 40, (len(rows.label), 10, 10, 1))).astype(np.uint8)
+    path.parent.mkdir(parents=True)
+    write_images(path, [images_NHW1], shape=(10, 10, 1), rows=rows)
+    seal(path.parent)
 
 
 @pytest.mark.slow
@@ -135,6 +146,24 @@ def test_every_model_is_trained_and_judged_on_the_same_episodes(
         assert facts["training_weights"] == 24
     lineage = json.loads((checkout / "data/results/lineage.json").read_bytes())
     assert lineage["stages"]["metatrain"]["methods"]["mcdi"]["segments"] == 3
+
+
+@pytest.mark.slow
+def test_whole_networks_are_collected_started_by_reptile_and_fine_tuned(checkout: Path) -> None:
+    conv = {"learner": "conv", "channels": 6, "lr": 0.02, "tasks": 12}
+    starts = {"models": ["reptile"], "start_tours": 20, "start_steps": 5, "val_every": 10, "start_rate": 0.5}
+    set_params(collect=conv, mcdi=starts, evaluate={"episodes": 10, "draws": 1})
+    assert [_guarded(stage.STAGE) for stage in (collect, metatrain, evaluate)] == [Exit.OK] * 3
+    metrics = json.loads((checkout / "data/results/metrics.json").read_bytes())
+    names = {"ncm", "gaussian", "metadiff", "metadiff-raw", "reptile", "finetune-reptile", "finetune-random"}
+    assert set(metrics["chosen"]) == names
+    assert metrics["test"]["shot2"]["finetune-random"]["accuracy"] > 60  # chance is 33
+    assert metrics["test"]["shot2"]["finetune-reptile"]["accuracy"] > 60
+    episodes = pd.read_csv(checkout / "data/results/episodes.csv")
+    assert episodes.groupby(["classifier", "split", "shot"]).size().eq(10).all()
+    assert json.loads((checkout / "data/results/memory.json").read_bytes()) == {}
+    lineage = json.loads((checkout / "data/results/lineage.json").read_bytes())
+    assert lineage["stages"]["collect"]["params"]["learner"] == "conv"
 
 
 @pytest.mark.slow
