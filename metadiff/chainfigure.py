@@ -21,9 +21,10 @@ from metadiff.episodes import draw_episodes
 from metadiff.errors import NumericError
 from metadiff.methods.mcdi import McDi
 from metadiff.objectives import OnSupport
+from metadiff.paths import rule_of
 from metadiff.pictures import Pictures
 from metadiff.rows import Rows
-from metadiff.trajectory import Rule, follow, kept_steps
+from metadiff.trajectory import follow, kept_steps
 from metadiff.weightgenerator import WeightGenerator
 
 Axes = Any  # of matplotlib
@@ -97,11 +98,10 @@ def chain_walks(task: Task, noise: Noise) -> list[Walk]:
 
 def optimiser_walks(task: Task, chains: Sequence[Walk], about: Mapping[str, Any]) -> list[Walk]:
     """From the noise of each chain, on the support; ``about`` says how the paths were made that the generator has learnt from."""
-    rule = Rule(about["optimizer"], about["lr"], about["momentum"], about["sam"], about["weight_decay"])
     scale, seen_WSE = task.generator.scale, task.generator.inputs.of(task.support_WSD)
     start_GP = scale.restore(torch.stack([chain.theta_TP[0] for chain in chains]))
     objective = OnSupport(task.generator.learner, seen_WSE.expand(len(start_GP), -1, -1, -1))
-    theta_GTP, _, _ = follow(objective, start_GP, rule=rule, kept=tuple(range(about["steps"] + 1)))
+    theta_GTP, _, _ = follow(objective, start_GP, rule=rule_of(about), kept=tuple(range(about["steps"] + 1)))
     ends = kept_steps(about["steps"], len(chains[0].ends) + 1)[1:]
     return [Walk(theta_TP, ends) for theta_TP in scale.standardise(theta_GTP)]
 

@@ -5,9 +5,9 @@ Shapes: N paths (or images), K segments, P weights, B tasks, W ways, S shots, E 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -121,10 +121,14 @@ def seen_of(support_EWSD: Tensor, posterior: Posterior | None = None) -> Conditi
     return condition_on(support_EWSD, None, posterior)
 
 
+def rule_of(about: Mapping[str, Any]) -> Rule:
+    """How the optimiser of recorded paths was set, as their store says."""
+    return Rule(about["optimizer"], about["lr"], about["momentum"], about["sam"], about["weight_decay"])
+
+
 def followed(store: TrajectoryStore, learner: BaseLearner, seen_NE: Tensor, start_P: Tensor, *, kept: tuple[int, ...]) -> Tensor:
     """(N, K, P): the weights at these steps of the recorded optimiser from here, on the recorded supports, without noise."""
-    about, found = store.attributes["params"], []
-    rule = Rule(about["optimizer"], about["lr"], about["momentum"], about["sam"], about["weight_decay"])
+    rule, found = rule_of(store.attributes["params"]), []
     for block in range(store.blocks):
         support = torch.from_numpy(store.support[store.rows(block)]).long()
         objective = OnSupport(learner, seen_NE[support.to(seen_NE.device)])

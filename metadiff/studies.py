@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -34,17 +33,15 @@ def read_cell(root: Path, cell: str) -> Chain:
     found = {out["path"]: out for stage in locked.values() for out in stage["outs"]}
     cells, results = f"studies/{study}/cells/{dataset}", Path("studies", study, "results", dataset, seed)
     outs = {  # what was prepared is that of all seeds, or of the cell
-        name: found.get(f"{cells}/{seed}/data/{name}") or found.get(f"{cells}/data/{name}") for name in FOLDERS.values()
+        stage: found.get(f"{cells}/{seed}/data/{name}") or found.get(f"{cells}/data/{name}") for stage, name in FOLDERS.items()
     }
     if None in outs.values() or not (root / results / "lineage.json").is_file():
         raise DataError(f"{cell}: not made, or not here; make it: make study NAME={study}, or dvc pull")
     told, metrics = (
         parsed(results / name, (root / results / name).read_bytes(), json.loads) for name in ("lineage.json", "metrics.json")
     )
-    lock: dict[str, Any] = {}
-    for stage, name in FOLDERS.items():
-        out = outs[name]
-        assert out
-        lock[stage] = {"deps": [], "outs": [{**out, "path": f"data/{name}"}]}
+    lock = {
+        stage: {"deps": [], "outs": [{**out, "path": f"data/{FOLDERS[stage]}"}]} for stage, out in outs.items() if out is not None
+    }
     commit = last_commit(root, path)
     return Chain(f"study {cell}", commit, tuple(sorted(strangers(root, told["stages"], commit))), told["stages"], lock, metrics)

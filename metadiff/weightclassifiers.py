@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 WITHOUT_NOISE = ("weights-regression", "reptile")
 FINETUNED = ("finetune-reptile", "finetune-random")  # the latter also as the mean of several starts
-LOOKED_UP = ("nearest-weights", "average-weights", "noisy-weights")  # the first also as the mean of several
+LOOKED_UP = ("nearest-weights", "nearest-weights-mean", "average-weights", "noisy-weights")
 WeightGenerators = Mapping[str, WeightGenerator]  # by model
 
 
 def of_weights(name: str) -> bool:
     """Whether a classifier of metrics.json is one of these."""
-    return name.removesuffix("-mean") in (*WEIGHT_MODELS, *FINETUNED, *LOOKED_UP)
+    return name in LOOKED_UP or name.removesuffix("-mean") in (*WEIGHT_MODELS, *FINETUNED)
 
 
 def weight_classifiers(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metadiff.candidates import Candidate, OfWeights
-from metadiff.episodes import Episodes, draw_episodes
+from metadiff.episodes import Episodes
 from metadiff.evaluation import BATCH, learner_scores, targets
 from metadiff.inputs import moved
 from metadiff.memory import Remembered, overlap, verdict
@@ -20,6 +20,7 @@ from metadiff.rows import Rows
 from metadiff.symmetry import with_classes
 from metadiff.weightclassifiers import WITHOUT_NOISE, WeightGenerators, drawn_weights
 from metadiff.weightgenerator import WeightGenerator
+from stages.curves import curve_episodes
 from stages.runner import Run
 
 if TYPE_CHECKING:
@@ -38,10 +39,9 @@ def memory_facts(
 ) -> dict[str, Any]:
     """By model; how far fine-tuned classifiers err on the same queries is what to compare the overlap of errors with."""
     section, drawing = run.params, {model: made for model, made in weights.items() if model not in WITHOUT_NOISE}
-    sizes = {"way": section.way, "query": section.query, "episodes": section.curve_episodes, "seed": section.seed}
     if not drawing:
         return {}
-    episodes = draw_episodes(data, "val", shot=max(section.shots), **sizes)
+    episodes = curve_episodes(section, data)[max(section.shots)]
     tuned_EQ = tuned.scores(pictures, episodes)[""][0].argmax(-1)
     known: dict[bytes, Remembered] = {}  # by the start of the paths: most generators learn from the same ones
     facts: dict[str, Any] = {}

@@ -49,8 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("dataset", help="as in the study's params.yaml")
     parser.add_argument("seed", nargs="?", type=int, help="of all training; without it the data set is prepared")
     chosen = parser.parse_args(arguments)
+    study, dataset = STUDIES / chosen.study, chosen.dataset
     try:
-        return prepare(STUDIES / chosen.study, chosen.dataset) if chosen.seed is None else make(chosen)
+        return prepare(study, dataset) if chosen.seed is None else make(study, dataset, chosen.seed)
     except ParamsError as error:
         print(error, file=sys.stderr)
         return os.EX_USAGE
@@ -64,9 +65,8 @@ def prepare(study: Path, dataset: str) -> int:
     return run("prepare", cell_folder(study, dataset))
 
 
-def make(chosen: argparse.Namespace) -> int:
+def make(study: Path, dataset: str, seed: int) -> int:
     """A cell."""
-    study, dataset, seed = STUDIES / chosen.study, chosen.dataset, chosen.seed
     cell, source = cell_folder(study, dataset, seed), source_of(study, dataset)
     compose(study, dataset, cell, seed)
     share(cell_folder(*source) / PREPARED, cell / PREPARED)
@@ -92,17 +92,22 @@ def results_folder(study: Path, dataset: str, seed: int) -> Path:
 Source = tuple[Path, str]  # a study and a data set of it
 
 
+def varied_of(study: Path) -> dict[str, Any]:
+    """What its params.yaml says."""
+    varied: dict[str, Any] = YAML(typ="safe").load(study / "params.yaml")
+    return varied
+
+
 def source_of(study: Path, dataset: str) -> Source:
     """Whose images and backbones those of a data set are: its own, or those of one of another study."""
-    varied = YAML(typ="safe").load(study / "params.yaml")
+    varied = varied_of(study)
     if dataset not in varied["datasets"]:
         raise ParamsError(f"{study / 'params.yaml'}: datasets: no data set {dataset}; there are {', '.join(varied['datasets'])}")
     if dataset not in varied.get("backbones", {}):
         return study, dataset
     other, _, name = varied["backbones"][dataset].partition("/")
     path = study.parent / other / "params.yaml"
-    there = YAML(typ="safe").load(path)["paths"] if other and path.is_file() else {}
-    if name not in there:
+    if not (other and path.is_file() and name in varied_of(path.parent)["paths"]):
         raise ParamsError(
             f"{study / 'params.yaml'}: backbones.{dataset}: expected a study and one of its data sets, as few-shot/omniglot, "
             f"got {varied['backbones'][dataset]}"
@@ -119,11 +124,11 @@ def compose(study: Path, dataset: str, cell: Path, seed: int = 0) -> None:
     """The parameters of a cell, checked."""
     yaml = YAML()
     params, own, source = yaml.load(ROOT / "params.yaml"), (study, dataset), source_of(study, dataset)
-    changes = [(section, values) for section, values in changes_of(*source) if source == own or section in BEFORE]
-    for section, values in changes + (changes_of(*own) if source != own else []):
+    borrowed = [(section, values) for section, values in changes_of(*source) if section in BEFORE] if source != own else []
+    for section, values in borrowed + changes_of(*own):
         params.setdefault(section, {}).update(values)
     params["shared"]["seed"] = seed
-    params["prepare"]["path"] = os.path.relpath(ROOT / YAML(typ="safe").load(source[0] / "params.yaml")["paths"][source[1]], cell)
+    params["prepare"]["path"] = os.path.relpath(ROOT / varied_of(source[0])["paths"][source[1]], cell)
     cell.mkdir(parents=True, exist_ok=True)
     yaml.dump(params, cell / "params.yaml")
     load(cell / "params.yaml")
@@ -131,7 +136,7 @@ def compose(study: Path, dataset: str, cell: Path, seed: int = 0) -> None:
 
 def changes_of(study: Path, dataset: str) -> list[tuple[str, dict[str, Any]]]:
     """By section of params.yaml, for all data sets and then for this one."""
-    varied, found = YAML(typ="safe").load(study / "params.yaml"), []
+    varied, found = varied_of(study), []
     for name in ("all", dataset):
         for section, values in varied["changes"].get(name, {}).items():
             where = f"{study / 'params.yaml'}: changes.{name}.{section}"
@@ -195,8 +200,8 @@ def keep_results(cell: Path, results: Path) -> None:
     results.mkdir(parents=True)
     found = cell / "data/results"
     curves = [name for name in CURVES if "," in (found / name).read_text().partition("\n")[0]]  # of any generator
-    further = [name for name in ("memory.json",) if (found / name).is_file()]
-    for name in ("metrics.json", "episodes.csv", "lineage.json", *curves, *further):
+    memory = ["memory.json"] if (found / "memory.json").is_file() else []
+    for name in ("metrics.json", "episodes.csv", "lineage.json", *curves, *memory):
         shutil.copy(found / name, results / name)
     write_json(results / "seconds.json", adaptation_seconds(cell))
 

@@ -21,13 +21,12 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from ruamel.yaml import YAML
 
 from metadiff.artifact import write_json
 from metadiff.errors import DataError
 from metadiff.evaluation import mean_and_ci95
 from stages.imports import ROOT
-from stages.study import STUDIES, results_folder, seeds_of
+from stages.study import STUDIES, results_folder, seeds_of, varied_of
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 0.975 quantiles, from one degree of freedom on
 
@@ -53,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_table(study: Path) -> None:
-    varied = YAML(typ="safe").load(study / "params.yaml")
+    varied = varied_of(study)
     for name in varied["datasets"]:
         if len(seeds_of(varied, name)) > len(STUDENT) + 1:
             raise DataError(f"{study / 'params.yaml'}: seeds: at most {len(STUDENT) + 1}, got {len(seeds_of(varied, name))}")
@@ -140,7 +139,7 @@ def draws_curves(study: Path, dataset: str, *, seeds: list[int], names: dict[str
 
 def shown_rows(study: Path) -> list[dict[str, Any]]:
     """The rows of README: `shown` of the study's params."""
-    shown = YAML(typ="safe").load(study / "params.yaml")["shown"]
+    shown = varied_of(study)["shown"]
     return [row for row in json.loads((study / "table.json").read_bytes()) if row["method"] in shown]
 
 

@@ -60,15 +60,23 @@ class TrainingTasks:
     """The recorded tasks, told by the means of their classes over all images of each."""
 
     def __init__(self, ends: PathEnds, features_ND: Tensor, data: Rows, *, learner: BaseLearner, inputs: Inputs) -> None:
-        images = BaseTasks(inputs.of(moved(features_ND, data, ends.spread)), data)
+        self.ends, self.features_ND, self.data = ends, features_ND, data
         self.learner, self.inputs = learner, inputs
-        self.end_NP, self.means_CF = ends.end_NP.to(features_ND.device), images.means_CD
-        self.classes_NW = images.numbers_of(ends.classes_NW).to(features_ND.device)
+        self.end_NP = ends.end_NP.to(features_ND.device)
+
+    @cached_property
+    def images(self) -> BaseTasks:
+        """The base images as the paths' learner saw them; most classifiers are judged without."""
+        return BaseTasks(self.inputs.of(moved(self.features_ND, self.data, self.ends.spread)), self.data)
+
+    @cached_property
+    def classes_NW(self) -> Tensor:
+        return self.images.numbers_of(self.ends.classes_NW).to(self.features_ND.device)
 
     def near(self, support_EWS: Pictures, count: int) -> Tensor:
         """(E, K, P): the weights of the most alike training tasks, the nearest first, their classes in the new task's order."""
         mean_EWF = self.inputs.of(support_EWS.features).mean(2)
-        square_EWC = torch.cdist(mean_EWF, self.means_CF.expand(len(mean_EWF), -1, -1)).square()
+        square_EWC = torch.cdist(mean_EWF, self.images.means_CD.expand(len(mean_EWF), -1, -1)).square()
         square_ENWW = square_EWC[:, :, self.classes_NW].permute(0, 2, 3, 1)  # a row a class of the training task
         bound_EN = torch.maximum(square_ENWW.amin(2).sum(-1), square_ENWW.amin(3).sum(-1))
         index_EK = smallest(bound_EN, lambda task, near: least_cost(square_ENWW[task, near]), count)[1]

@@ -109,8 +109,9 @@ def test_all_classes_are_one_task_where_they_have_equally_many_images() -> None:
         one_task(np.array([1, 0, 1, 2, 0]))
 
 
+LOOKED_UP = "its weights are looked up among those of training tasks, which are not read for new classes"
 METRICS = {
-    "chosen": dict.fromkeys(("ncm", "metadiff", "local", "nearest-weights")),
+    "chosen": dict.fromkeys(("ncm", "metadiff", "local", "nearest-weights", "nearest-weights-mean")),
     "val": {
         "shot1": {
             "ncm": {"accuracy": 50.0},
@@ -131,7 +132,8 @@ def test_the_best_is_one_that_takes_any_number_of_classes() -> None:
 @pytest.mark.parametrize(
     ("method", "why"),
     [
-        ("nearest-weights", "its weights are looked up among those of training tasks, which are not read for new classes"),
+        ("nearest-weights", LOOKED_UP),
+        ("nearest-weights-mean", LOOKED_UP),
         ("vanilla", "metrics.json has no such classifier"),
     ],
 )
