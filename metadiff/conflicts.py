@@ -67,9 +67,6 @@ def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | 
         yield "mcdi.models", "ocd goes out from what reptile has learnt; add reptile"
     if not collect:
         return
-    generated = [model for model in mcdi.models if model != "reptile"]
-    if collect.learner == "conv" and generated:
-        yield "mcdi.models", f"must be [reptile] for collect.learner conv: no denoiser for networks yet, got {generated[0]}"
     if collect.dim == 0:
         yield "collect.dim", "must be at least 1 for mcdi.models: its denoiser is for whitened inputs, got 0"
     if (collect.keep - 1) % mcdi.segments:

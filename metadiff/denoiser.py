@@ -24,10 +24,19 @@ BLANK = "leave"  # the last layer of a correction
 
 @dataclass(frozen=True)
 class Condition:
-    """What is known of a task: the mean of each class's support, and how many images that is."""
+    """What is known of a task: the mean of each class's support, and how many images that is.
+
+    A generator of whole networks is shown the support too, as these see it.
+    """
 
     mean_BWD: Tensor
     shots_B: Tensor
+    support_BWSE: Tensor | None = None
+
+    def repeated(self, times: int) -> Condition:
+        """Of all tasks, as often one after the other."""
+        shown = None if self.support_BWSE is None else self.support_BWSE.repeat(times, 1, 1, 1)
+        return Condition(self.mean_BWD.repeat(times, 1, 1), self.shots_B, shown)
 
 
 class GradientDenoiser(nn.Module):

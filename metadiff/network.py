@@ -62,6 +62,15 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Look:
+    """At images by networks: what the last layer and the classes answer, and the slope of each task's loss."""
+
+    last_TNF: Tensor
+    logits_TNW: Tensor
+    slope_TP: Tensor
+
+
+@dataclass(frozen=True)
 class Network:
     """Convolutions with their biases, each cut off below 0, then a linear map of what is left of the image.
 
@@ -119,7 +128,7 @@ class Network:
 
     def slope(self, theta_TP: Tensor, pixels_TNQ: Tensor, hot_NW: Tensor) -> Tensor:
         """(T, P): of each task's cross-entropy, the mean over its images, whose classes are ``hot_NW`` in every task."""
-        return torch.cat([self._backward(*group, hot_NW) for group in _groups(theta_TP, pixels_TNQ)])
+        return torch.cat([self.look(*group, hot_NW).slope_TP for group in _groups(theta_TP, pixels_TNQ)])
 
     def _forward(self, theta_TP: Tensor, pixels_TNQ: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """The patches (T, M, J) and the output (T, M, O) of each layer, and the logits (T, N, W)."""
@@ -132,7 +141,8 @@ class Network:
             seen_TNQ = out_TMO.view(*pixels_TNQ.shape[:2], -1)
         return passed, torch.baddbmm(shift_TW[:, None], seen_TNQ, leave_TFW)
 
-    def _backward(self, theta_TP: Tensor, pixels_TNQ: Tensor, hot_NW: Tensor) -> Tensor:
+    def look(self, theta_TP: Tensor, pixels_TNQ: Tensor, hot_NW: Tensor) -> Look:
+        """All in one go, of as many tasks as go through the network together."""
         passed, logits_TNW = self._forward(theta_TP, pixels_TNQ)
         *convolutions, leave_TFW, _ = tensors_of(theta_TP, self.layout())
         error_TNW = logits_TNW.softmax(-1).sub_(hot_NW).div_(len(hot_NW))
@@ -145,7 +155,7 @@ class Network:
             slopes += [back_TMO.sum(1), back_TMO.mT @ patch_TMJ]
             if number:
                 back = self.layers[number].joined(back_TMO @ convolutions[2 * number].flatten(2), pixels_TNQ.shape[1])
-        return torch.cat([slope.flatten(1) for slope in reversed(slopes)], dim=1)
+        return Look(last_TNF, logits_TNW, torch.cat([slope.flatten(1) for slope in reversed(slopes)], dim=1))
 
 
 def _groups(theta_TP: Tensor, pixels_TNQ: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ Shapes: N paths (or images), K segments, P weights, B tasks, W ways, S shots, E 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -92,6 +92,8 @@ class Paths(Protocol):
 class PathTasks:
     """Batches of paths, a function of the generator; a support is a few of the images that a path has seen."""
 
+    shown_NE: Tensor | None = None  # what networks see of any image: then a generator is shown the support
+
     def __init__(
         self, images: BaseTasks, paths: Paths, seen: PathImages, scale: WeightScale, posterior: Posterior | None = None
     ) -> None:
@@ -101,24 +103,28 @@ class PathTasks:
     def draw(self, generator: Generator, *, tasks: int, shots: Sequence[int]) -> PathBatch:
         chosen_B = torch.randint(len(self.paths), (tasks,), generator=generator)
         shot = shots[int(torch.randint(len(shots), (), generator=generator))]
-        support_BWSE = self._support(chosen_B, shot, generator)
-        path_BKP = self.paths[chosen_B].to(support_BWSE.device)
-        return PathBatch(self.scale.standardise(path_BKP), seen_of(support_BWSE, self.posterior))
+        features_ND = self.images.features_ND
+        rows_BWS = self._rows(chosen_B, shot, generator).to(features_ND.device)
+        shown = None if self.shown_NE is None else self.shown_NE[rows_BWS]
+        path_BKP = self.paths[chosen_B].to(features_ND.device)
+        return PathBatch(self.scale.standardise(path_BKP), seen_of(features_ND[rows_BWS], self.posterior, shown))
 
-    def _support(self, chosen_B: Tensor, shot: int, generator: Generator) -> Tensor:
+    def _rows(self, chosen_B: Tensor, shot: int, generator: Generator) -> Tensor:
+        """(B, W, S): images of the support."""
         rows_NWS = self.seen.rows_NWS
         there = int(self.images.counts_C.min()) if rows_NWS is None else rows_NWS.shape[2]
         if shot > there:
             raise DataError(f"train: {shot} shots, a path has seen {there} images of a class: lower mcdi.shots")
         if rows_NWS is None:
-            return self.images.support(self.classes_NW[chosen_B], shot, generator)
+            return self.images.rows(self.classes_NW[chosen_B], shot, generator)
         order_BWS = torch.rand(rows_NWS[chosen_B].shape, generator=generator).topk(shot).indices
-        return self.images.features_ND[rows_NWS[chosen_B].gather(2, order_BWS).to(self.images.features_ND.device)]
+        return rows_NWS[chosen_B].gather(2, order_BWS)
 
 
-def seen_of(support_EWSD: Tensor, posterior: Posterior | None = None) -> Condition:
-    """What a generator of whole weights is told of tasks: class means in the units of the inputs, and the number of shots."""
-    return condition_on(support_EWSD, None, posterior)
+def seen_of(support_EWSD: Tensor, posterior: Posterior | None = None, shown_EWSE: Tensor | None = None) -> Condition:
+    """What a generator of whole weights is told of tasks: class means in the units of the inputs, and the number of shots; a
+    generator of networks is shown what these see of the support."""
+    return replace(condition_on(support_EWSD, None, posterior), support_BWSE=shown_EWSE)
 
 
 def rule_of(about: Mapping[str, Any]) -> Rule:

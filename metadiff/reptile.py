@@ -54,18 +54,20 @@ class Reptile:
         return first
 
     def _slopes(self, method: McDi, copies: Params, samples: Samples) -> tuple[Params, Tensor]:
-        def of_copy(weights: Params, theta: Tensor, end: Tensor, eps: Tensor, target: Tensor, t: Tensor, mean: Tensor) -> Tensor:
+        told, shots_B = samples.condition, samples.condition.shots_B
+
+        def of_copy(weights: Params, *parts: Tensor) -> Tensor:
+            theta, end, eps, target, t, mean, *shown = (part[None] for part in parts)
+
             def net(theta_BP: Tensor, share_B: Tensor, condition: Condition) -> Tensor:
                 out: Tensor = functional_call(method.net, weights, (theta_BP, share_B, condition))
                 return out
 
-            one = Samples(
-                theta[None], end[None], eps[None], target[None], t[None], Condition(mean[None], samples.condition.shots_B)
-            )
-            return method.errors(one, net)[0]
+            return method.errors(Samples(theta, end, eps, target, t, Condition(mean, shots_B, *shown)), net)[0]
 
-        parts = (samples.theta_BP, samples.end_BP, samples.eps_BP, samples.target_B, samples.t_B, samples.condition.mean_BWD)
-        slopes, losses_B = vmap(grad_and_value(of_copy))(copies, *parts)
+        parts = [samples.theta_BP, samples.end_BP, samples.eps_BP, samples.target_B, samples.t_B, told.mean_BWD]
+        shown = [] if told.support_BWSE is None else [told.support_BWSE]
+        slopes, losses_B = vmap(grad_and_value(of_copy))(copies, *parts, *shown)
         return slopes, losses_B
 
     def _inner(self, copies: Params) -> Callable[[Params], None]:

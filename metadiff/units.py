@@ -108,12 +108,15 @@ class UnitDenoiser(nn.Module):
 
     def forward(self, theta_BP: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """``t_B`` is the share of the chain that has been walked."""
-        frame = Frame.of(self.learner, condition.mean_BWD, theta_BP)
-        return frame.leave(self.within(frame, frame.enter(theta_BP), t_B, condition.shots_B))
+        frame = self.frame(condition, theta_BP)
+        return frame.leave(self.within(frame, frame.enter(theta_BP), t_B, condition))
 
-    def within(self, frame: Frame, c_BC: Tensor, t_B: Tensor, shots_B: Tensor) -> Tensor:
+    def frame(self, condition: Condition, *heads_BP: Tensor) -> Frame:
+        return Frame.of(self.learner, condition.mean_BWD, *heads_BP)
+
+    def within(self, frame: Frame, c_BC: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """The same, of and as heads in a frame."""
-        x, way = units_of(frame.inner, c_BC), self.learner.way
+        x, way, shots_B = units_of(frame.inner, c_BC), self.learner.way, condition.shots_B
         size = max(len(t_B), len(shots_B))
         known = torch.cat([time_features(t_B).expand(size, -1), (1 / shots_B[:, None]).expand(size, 1)], 1)
         known_B11F = self.time(known)[:, None, None]

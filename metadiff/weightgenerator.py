@@ -22,7 +22,7 @@ from metadiff.methods.mcdi import McDi, build_weights
 from metadiff.paths import WeightScale, seen_of
 from metadiff.pictures import Pictures
 
-TOGETHER = 500  # heads: more at a time are no quicker
+TOGETHER = 600_000  # weights, of all tasks and draws of one tensor program: more at a time are no quicker
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class WeightGenerator:
 
     def draws(self, support_EWS: Pictures, noises: Sequence[Noise]) -> Tensor:
         """(G, E, P): weights by each noise; several draws are one tensor program."""
-        told, count, found = self._told(support_EWS), max(1, TOGETHER // len(support_EWS)), []
+        told, count, found = self._told(support_EWS), max(1, TOGETHER // (len(support_EWS) * self.learner.size)), []
         for group in (noises[start : start + count] for start in range(0, len(noises), count)):
-            repeated = Condition(told.mean_BWD.repeat(len(group), 1, 1), told.shots_B)
-            drawn = self.scale.restore(self.method.sample(repeated, partial(each_its_own, group)))
+            drawn = self.scale.restore(self.method.sample(told.repeated(len(group)), partial(each_its_own, group)))
             found.append(drawn.view(len(group), len(support_EWS), -1))
         return torch.cat(found)
 
     def _told(self, support_EWS: Pictures) -> Condition:
-        return seen_of(self.inputs.of(support_EWS.features), self.posterior)
+        shown = self.inputs.seen(support_EWS) if self.inputs.of_pixels else None
+        return seen_of(self.inputs.of(support_EWS.features), self.posterior, shown)
 
     def logits(self, theta_EP: Tensor, images_EN: Pictures) -> Tensor:
         return self.learner.logits(theta_EP, self.inputs.seen(images_EN))

@@ -81,6 +81,7 @@ class WeightModels:
     def _generator(self, facts: dict[str, Any], paths: Paths, scale: WeightScale) -> Subject:
         section, method = self.section, build_weights(facts, scale, device=str(self.device))
         tasks = PathTasks(self.images, paths, self.seen, scale, self.posterior)
+        tasks.shown_NE = self.seen_NE if self.inputs.of_pixels else None
         reptile = Reptile(section.inner, section.inner_lr, section.inner_steps, literal=section.optimizer == "sgd")
         slope = backward if facts["model"] == "weights-regression" else reptile.slope
         return self._subject(method, facts, scale, partial(tasks.draw, tasks=section.batch, shots=section.shots), slope)

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator, Tensor
 
+from metadiff.channels import ChannelDenoiser
 from metadiff.consistency import Chain, Rule, Watch, add_noise, chain, ddim, mean_steps, squared_errors
 from metadiff.denoiser import Condition, initialise
 from metadiff.diffusion import Noise
-from metadiff.learner import Head, build_learner
+from metadiff.learner import BaseLearner, build_learner
+from metadiff.network import Network
 from metadiff.paths import PathBatch, WeightScale
-from metadiff.units import Frame, UnitDenoiser
+from metadiff.units import UnitDenoiser
 
 if TYPE_CHECKING:
     from metadiff.params import McDi as Section
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 WEIGHT_MODELS = ("local", "vanilla", "naive", "ocd", "weights-regression", "reptile")
 RULES: dict[str, Rule] = {"local": "local", "naive": "naive"}  # of all others vanilla
 Net = Callable[[Tensor, Tensor, Condition], Tensor]
+WeightDenoiser = UnitDenoiser | ChannelDenoiser
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,15 @@ class Samples:
 class McDi:
     """A network that gives the weights that a time of the chain leads to; it sees and gives them as distances from a base."""
 
-    def __init__(self, learner: Head, net: UnitDenoiser, steps: Chain, base_P: Tensor, *, sampler: str, weighted: bool) -> None:
+    def __init__(
+        self, learner: BaseLearner, net: WeightDenoiser, steps: Chain, base_P: Tensor, *, sampler: str, weighted: bool
+    ) -> None:
         """``weighted``: with the paper's loss; else with that of the estimate itself, at every time the same."""
         self.learner, self.chain, self.base_P, self.sampler, self.weighted = learner, steps, base_P, sampler, weighted
         self._net = net
 
     @property
-    def net(self) -> UnitDenoiser:
+    def net(self) -> WeightDenoiser:
         return self._net
 
     def samples(self, batch: PathBatch, generator: Generator, *, target_B: Tensor | None = None) -> Samples:
@@ -79,26 +84,32 @@ class McDi:
     def estimate(self, theta_BP: Tensor, t_B: Tensor, condition: Condition, net: Net | None = None) -> Tensor:
         """Of the weights that each time leads to."""
         share_B = t_B.to(theta_BP) / len(self.chain)
-        return (net or self._net)(theta_BP + self.base_P, share_B, condition) - self.base_P
+        found: Tensor = (net or self._net)(theta_BP + self.base_P, share_B, condition)
+        return found - self.base_P
 
     def sample(self, condition: Condition, noise: Noise, *, watch: Watch | None = None) -> Tensor:
         start_BP = noise(condition.mean_BWD.new_empty(len(condition.mean_BWD), self.learner.size))
         base_BP = self.base_P.expand_as(start_BP)
-        frame = Frame.of(self.learner, condition.mean_BWD, start_BP, base_BP)
-        base_BC = frame.enter(base_BP, 1)
+        frame: Any = self._net.frame(condition, start_BP, base_BP)
+        base_BC: Tensor = frame.enter(base_BP, 1)
 
         def estimate(c_BC: Tensor, t: int) -> Tensor:
             share_B = torch.full((1,), t / len(self.chain), dtype=c_BC.dtype, device=c_BC.device)
-            return self._net.within(frame, c_BC + base_BC, share_B, condition.shots_B) - base_BC
+            found: Tensor = self._net.within(frame, c_BC + base_BC, share_B, condition)
+            return found - base_BC
 
         def f(c_BC: Tensor, t: int) -> Tensor:
             return self.chain.f_of(estimate(c_BC, t), c_BC, torch.tensor([t]))
 
         seen = (lambda t, c_BC: watch(t, frame.leave(c_BC))) if watch else None
         c_BC = frame.enter(start_BP)
-        if self.sampler == "ddim":
-            return frame.leave(ddim(estimate, c_BC, self.chain, watch=seen))
-        return frame.leave(mean_steps(f, c_BC, self.chain, watch=seen))
+        end_BC = (
+            ddim(estimate, c_BC, self.chain, watch=seen)
+            if self.sampler == "ddim"
+            else mean_steps(f, c_BC, self.chain, watch=seen)
+        )
+        found: Tensor = frame.leave(end_BC)
+        return found
 
     def over_parts(self, values_BP: Tensor) -> Tensor:
         parts = [values_BP[:, part.offset : part.offset + part.size].mean(1) for part in self.learner.layout()]
@@ -135,11 +146,14 @@ def chain_of(facts: Mapping[str, Any]) -> Chain:
 def build_weights(facts: Mapping[str, Any], scale: WeightScale, *, device: str = "cpu") -> McDi:
     """A method with the weights that its seed gives, from facts that JSON can hold."""
     learner, model, steps = build_learner(facts["learner"]), facts["model"], chain_of(facts)
-    assert isinstance(learner, Head), "conflicts.py refuses whole networks"
+    sizes = {"hidden": facts["hidden"], "layers": facts["layers"]}
+    net: WeightDenoiser
     with torch.device("meta"):  # no memory and, above all, no draw from the global generator
-        net = UnitDenoiser(learner, hidden=facts["hidden"], layers=facts["layers"])
+        net = ChannelDenoiser(learner, **sizes) if isinstance(learner, Network) else UnitDenoiser(learner, **sizes)
     net = net.to_empty(device="cpu")
     initialise(net, seed=facts["seed"])
+    if isinstance(net, ChannelDenoiser):
+        net.weigh(scale.deviation_P)
     return (WeightRegression if model == "weights-regression" else McDi)(
         learner, net.to(device), steps, scale.base_P, sampler=facts["sampler"], weighted=facts["weighted"]
     )
