@@ -1,8 +1,10 @@
 """Whether a generator of weights gives, for new classes, weights that it was trained on.
 
 Weights that are repeated lie much nearer to some training weights than these lie to each other. The classes of a task
-stand in any order, and so do the hidden units of a perceptron: a distance is that after both were put in order.
-Shapes: A and B vectors of P weights, I pairs of them, W ways, H hidden units of U weights each, E episodes, Q queries.
+stand in any order, and so do the hidden units of a perceptron or the channels of a network: a distance is that after both were
+put in order.
+Shapes: A and B vectors of P weights, I pairs of them, W ways, H hidden units of U weights each, E episodes, Q queries, K
+candidates, M marks.
 """
 
 from __future__ import annotations
@@ -15,15 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metadiff.channels import wires_of
 from metadiff.errors import DataError
-from metadiff.learner import BaseLearner
+from metadiff.learner import BaseLearner, Head
 from metadiff.matching import least_cost, pairing, smallest
+from metadiff.network import Network
 from metadiff.paths import WeightScale
-from metadiff.symmetry import parts_of
+from metadiff.symmetry import parts_of, with_classes, with_units_of
 
 NUMBERS = 25_000_000  # of the vectors that are matched at a time, of one of the two sides
-MOST = 8192  # training vectors that are compared with, of more the first ones
+MOST = 8192  # training vectors that are compared with, of more the first ones,
+MOST_NUMBERS = 50_000_000  #   and of networks no more than have as many weights
 SAMPLE = 200  # training vectors whose nearest other one is looked for, among all
+TOGETHER = 64  # pairs of networks that are put in order at a time
+LIKELY = 8  # training networks that each is compared with, of them all those with the most alike marks
 BY_HEART = 0.5  # generated weights memorise below this share of the distance between training weights
 
 
@@ -42,16 +49,28 @@ class Remembered:
     def __init__(self, end_BP: Tensor, scale: WeightScale, learner: BaseLearner) -> None:
         if len(end_BP) < 2:
             raise DataError("data/trajectories: one path, which has no other to be compared with: raise collect.tasks")
-        self.learner, self.scale, self.end_BP = learner, scale, end_BP[:MOST]
+        self.learner, self.scale, self.end_BP = learner, scale, end_BP[: compared(learner.size)]
 
     def near(self, theta_AP: Tensor) -> Nearest:
         return nearest(theta_AP / self.scale.deviation_P, self.end_BP / self.scale.deviation_P, self.learner)
+
+    def distances(self, theta_AP: Tensor, other_AP: Tensor) -> Tensor:
+        """(A,): of pairs of vectors with their classes in the same order."""
+        one, other = (found.double() / self.scale.deviation_P for found in (theta_AP, other_AP))
+        ordered_AP = with_units_of(one, other, self.learner)
+        found: Tensor = torch.linalg.vector_norm(ordered_AP - other, dim=1)
+        return found
 
     @cached_property
     def apart(self) -> NDArray[np.float64]:
         """The distances of the first training vectors, whose order means nothing, each to its nearest other one."""
         found_BP = self.end_BP / self.scale.deviation_P
         return np.asarray(nearest(found_BP[:SAMPLE], found_BP, self.learner, among=True).distance_A.cpu())
+
+
+def compared(size: int) -> int:
+    """With how many training vectors of this many weights generated ones are compared."""
+    return min(MOST, max(2, MOST_NUMBERS // size))
 
 
 def nearest(one_AP: Tensor, other_BP: Tensor, learner: BaseLearner, *, among: bool = False) -> Nearest:
@@ -61,6 +80,8 @@ def nearest(one_AP: Tensor, other_BP: Tensor, learner: BaseLearner, *, among: bo
     distance of all orders of the classes; of a perceptron by the linear map that it would be if no unit were cut off at 0, which
     gives of trained heads the least or, seldom, one little above it. Then hidden units are in the best of all their orders.
     """
+    if isinstance(learner, Network):
+        return _nearest_network(one_AP, other_BP, learner, among=among)
     one, other = (_heads(found.double(), learner) for found in (one_AP, other_BP))
     size = len(other_BP)
     first, second = (torch.arange(len(found), device=one_AP.device) for found in (one_AP, other_BP))
@@ -77,6 +98,34 @@ def nearest(one_AP: Tensor, other_BP: Tensor, learner: BaseLearner, *, among: bo
 
     square_A, index_A = (found[:, 0] for found in smallest(bound_AB, cost_of))
     return Nearest(square_A.clamp_min(0).sqrt(), index_A, order_ABW[first, index_A])
+
+
+def _nearest_network(one_AP: Tensor, other_BP: Tensor, learner: Network, *, among: bool) -> Nearest:
+    """Of the others with the most alike marks, which are the same in any order: those of a copy are the same as its own. Channels
+    are put in order layer by layer, then classes; so the distance is that of a good order, of copies the best."""
+    one_AM, other_BM = (_marks(found.double(), learner) for found in (one_AP, other_BP))
+    apart_AB = torch.cdist(one_AM, other_BM)
+    if among:
+        apart_AB.fill_diagonal_(torch.inf)
+    likely_AK = apart_AB.topk(min(LIKELY, len(other_BP) - among), largest=False).indices
+    first_I = torch.arange(len(one_AP), device=one_AP.device).repeat_interleave(likely_AK.shape[1])
+    orders, distances = [], []
+    for row_I, likely_I in zip(*(torch.split(found, TOGETHER) for found in (first_I, likely_AK.flatten())), strict=True):
+        mine_IP = one_AP[row_I].double()
+        theirs_IP = with_units_of(other_BP[likely_I].double(), mine_IP, learner)
+        mine, theirs = (wires_of(learner, found)[-1].kernel_BOCJ.flatten(2) for found in (mine_IP, theirs_IP))
+        orders.append(pairing(-theirs @ mine.mT))
+        distances.append(torch.linalg.vector_norm(with_classes(theirs_IP, orders[-1], learner) - mine_IP, dim=1))
+    distance_A, best_A = torch.cat(distances).view_as(likely_AK).min(1)
+    every_A = torch.arange(len(one_AP), device=one_AP.device)
+    order_AKW = torch.cat(orders).view(*likely_AK.shape, learner.way)
+    return Nearest(distance_A, likely_AK[every_A, best_A], order_AKW[every_A, best_A])
+
+
+def _marks(theta_AP: Tensor, learner: Network) -> Tensor:
+    """(A, M): of each layer the lengths of what reaches its channels, sorted."""
+    lengths = (wires.kernel_BOCJ.square().sum((2, 3)) + wires.bias_BO.square() for wires in wires_of(learner, theta_AP))
+    return torch.cat([length_AO.sqrt().sort(dim=1).values for length_AO in lengths], dim=1)
 
 
 def overlap(one_EQ: Tensor, other_EQ: Tensor, target_Q: Tensor) -> float:
@@ -114,7 +163,7 @@ class _Heads:
         return _Heads(*(values[chosen_I] for values in vars(self).values()))
 
 
-def _heads(theta_AP: Tensor, learner: BaseLearner) -> _Heads:
+def _heads(theta_AP: Tensor, learner: Head) -> _Heads:
     parts, square_A = parts_of(theta_AP, learner), theta_AP.square().sum(1)
     if "leave.weight" in parts:
         enter_AHU = torch.cat([parts["enter.weight"], parts["enter.bias"][..., None]], dim=-1)

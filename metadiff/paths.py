@@ -80,6 +80,11 @@ class PathImages:
     classes_NW: Tensor
     rows_NWS: Tensor | None = None
 
+    @classmethod
+    def of(cls, store: TrajectoryStore) -> PathImages:
+        alone = store.attributes["params"]["sees"] == "support"
+        return cls(torch.from_numpy(store.classes), torch.from_numpy(store.support).long() if alone else None)
+
 
 class Paths(Protocol):
     """(N, K, P): a tensor, or what reads rows of one."""

@@ -80,7 +80,7 @@ class WeightModels:
 
     def _generator(self, facts: dict[str, Any], paths: Paths, scale: WeightScale) -> Subject:
         section, method = self.section, build_weights(facts, scale, device=str(self.device))
-        tasks = PathTasks(self.images, paths, self.seen, scale, self.posterior)
+        tasks = PathTasks(self.images, paths, PathImages.of(self.store), scale, self.posterior)
         tasks.shown_NE = self.seen_NE if self.inputs.of_pixels else None
         reptile = Reptile(section.inner, section.inner_lr, section.inner_steps, literal=section.optimizer == "sgd")
         slope = backward if facts["model"] == "weights-regression" else reptile.slope
@@ -122,11 +122,6 @@ class WeightModels:
     def seen_NE(self) -> Tensor:
         """What the paths' learner saw of any image."""
         return self.inputs.seen(self.moved)
-
-    @cached_property
-    def seen(self) -> PathImages:
-        alone = self.store.attributes["params"]["sees"] == "support"
-        return PathImages(torch.from_numpy(self.store.classes), torch.from_numpy(self.store.support).long() if alone else None)
 
     @cached_property
     def posterior(self) -> Posterior | None:

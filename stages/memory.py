@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from metadiff.candidates import Candidate, OfWeights
+from metadiff.conditioning import BaseTasks
+from metadiff.diffusion import gaussian_noise
 from metadiff.episodes import Episodes
 from metadiff.evaluation import BATCH, learner_scores, targets
 from metadiff.inputs import moved
-from metadiff.memory import Remembered, overlap, verdict
-from metadiff.paths import followed
+from metadiff.memory import SAMPLE, Remembered, overlap, verdict
+from metadiff.paths import PathImages, followed
 from metadiff.pictures import Pictures
+from metadiff.rng import torch_stream
 from metadiff.rows import Rows
 from metadiff.symmetry import with_classes
 from metadiff.weightclassifiers import WITHOUT_NOISE, WeightGenerators, drawn_weights
@@ -52,7 +55,8 @@ def memory_facts(
                 known[start] = Remembered(ends_of(made, store, pictures, data), made.scale, made.learner)
             several = OfWeights(drawn_weights(made, section, draws=2), made.logits)
             drawn_GEP = several.adapt(pictures, episodes)
-            facts[model] = memory_of(made, known[start], drawn_GEP, tuned_EQ, pictures=pictures, episodes=episodes)
+            facts[model] = {"reconstruction": reconstruction(made, known[start], store, section, pictures=pictures, data=data)}
+            facts[model] |= memory_of(made, known[start], drawn_GEP, tuned_EQ, pictures=pictures, episodes=episodes)
             run.say(f"{model} {facts[model]['verdict']}")
             advance(1)
             run.stop_if_asked("while looking at what was learned by heart", "looks anew, after the classifiers")
@@ -63,9 +67,34 @@ def ends_of(made: WeightGenerator, store: TrajectoryStore, pictures: Pictures, d
     """Where the paths ended that it learned from: the recorded ones or, if they all begin at one start, others from there."""
     if not made.scale.shift_P.any():
         return torch.from_numpy(store.end_points()).to(pictures.device)
-    about = store.attributes["params"]
-    seen_NE = made.inputs.seen(replace(pictures, features=moved(pictures.features, data, about["spread"])))
-    return followed(store, made.learner, seen_NE, made.scale.shift_P, kept=(about["steps"],))[:, 0]
+    seen_NE = made.inputs.seen(moved_as(store, pictures, data))
+    return followed(store, made.learner, seen_NE, made.scale.shift_P, kept=(store.attributes["params"]["steps"],))[:, 0]
+
+
+def moved_as(store: TrajectoryStore, pictures: Pictures, data: Rows) -> Pictures:
+    """Images with base classes as near to each other as the paths' learner saw them."""
+    return replace(pictures, features=moved(pictures.features, data, store.attributes["params"]["spread"]))
+
+
+@torch.no_grad()
+def reconstruction(
+    made: WeightGenerator, known: Remembered, store: TrajectoryStore, section: Evaluate, *, pictures: Pictures, data: Rows
+) -> float:
+    """How far from a path's end its generator comes out, told of images that the path has seen; 1 is as far as ends of others."""
+    shown, ends_AP = moved_as(store, pictures, data), known.end_BP[:SAMPLE]
+    rows_AWS = own_supports(store, shown.features, data, max(section.shots), section.seed)[: len(ends_AP)]
+    drawn_AP = made.weights(shown[rows_AWS.to(shown.device)], gaussian_noise(torch_stream(section.seed, "reconstruction")))
+    return round(float(known.distances(drawn_AP, ends_AP).median()) / float(np.median(known.apart)), 4)
+
+
+def own_supports(store: TrajectoryStore, features_ND: Tensor, data: Rows, shot: int, seed: int) -> Tensor:
+    """(N, W, S): rows of some of the images that the first paths have seen."""
+    seen = PathImages.of(store)
+    if seen.rows_NWS is not None:
+        return seen.rows_NWS[:SAMPLE, :, :shot]
+    images = BaseTasks(features_ND, data)
+    classes_NW = images.numbers_of(seen.classes_NW[:SAMPLE])
+    return images.rows(classes_NW, min(shot, int(images.counts_C.min())), torch_stream(seed, "reconstruction", "images"))
 
 
 @torch.no_grad()

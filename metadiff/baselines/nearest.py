@@ -22,7 +22,7 @@ from metadiff.evaluation import WeightsOf
 from metadiff.inputs import Inputs, moved
 from metadiff.learner import BaseLearner
 from metadiff.matching import least_cost, pairing, smallest
-from metadiff.memory import MOST, Remembered
+from metadiff.memory import Remembered, compared
 from metadiff.paths import WeightScale
 from metadiff.pictures import Pictures
 from metadiff.rng import torch_stream
@@ -48,11 +48,10 @@ class PathEnds:
     spread: float
 
     @classmethod
-    def of(cls, store: TrajectoryStore) -> PathEnds | None:
-        """None of whole networks, whose channels cannot be put in order yet."""
-        if store.attributes["learner"]["kind"] == "conv":
-            return None
-        ends_NP, classes_NW = (torch.from_numpy(values[:MOST]) for values in (store.end_points(), store.classes))
+    def of(cls, store: TrajectoryStore) -> PathEnds:
+        ends = store.end_points()
+        most = compared(ends.shape[1])
+        ends_NP, classes_NW = (torch.from_numpy(values[:most]) for values in (ends, store.classes))
         return cls(ends_NP, classes_NW, store.attributes["params"]["spread"])
 
 

@@ -12,12 +12,14 @@ from metadiff.baselines.finetune import adapted
 from metadiff.errors import DataError
 from metadiff.learner import BaseLearner, Learner, Perceptron
 from metadiff.memory import Remembered, nearest, overlap, verdict
+from metadiff.network import Network
 from metadiff.paths import WeightScale
 from metadiff.symmetry import with_classes
 
 NET = Perceptron("mlp", way=3, dim=4, hidden=4)
 LINEAR = Learner("linear", way=3, dim=4, scale=1.0)
 COSINE = Learner("cosine", way=3, dim=4, scale=10.0)
+CONV = Network("conv", way=3, side=28, colours=1, channels=4)
 LEARNERS = pytest.mark.parametrize("learner", [NET, LINEAR, COSINE], ids=lambda learner: learner.kind)
 
 
@@ -94,6 +96,33 @@ def test_classes_and_units_in_another_order_are_the_same_weights(learner: BaseLe
     features = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(2))
     put = with_classes(training[found.index_A], found.order_AW, learner)
     torch.testing.assert_close(learner.logits(put, features), learner.logits(copies, features))
+
+
+def reordered_network(theta_P: Tensor, channels: list[list[int]], classes: list[int]) -> Tensor:
+    """The same network with the channels of its four layers and its classes in another order, as a person would write it."""
+    layers, before = [theta_P[part.offset :][: part.size].view(part.shape) for part in CONV.layout()], [0]
+    for number, order in enumerate(channels):
+        layers[2 * number] = layers[2 * number][order][..., before]
+        layers[2 * number + 1] = layers[2 * number + 1][order]
+        before = order
+    leave, rest = layers[-2][before][:, classes], layers[-1][classes]
+    return torch.cat([part.flatten() for part in (*layers[:-2], leave, rest)])
+
+
+def test_a_network_in_another_order_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "TOGETHER", 5)
+    training = drawn(20, CONV)
+    orders = [[1, 0, 2, 3], [3, 2, 1, 0], [0, 2, 1, 3], [2, 3, 0, 1]]
+    copies = torch.stack([reordered_network(training[number], orders, [1, 2, 0]) for number in (13, 4)])
+    images = torch.rand(2, 6, 28 * 28, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(CONV.logits(copies, images), CONV.logits(training[[13, 4]], images)[..., [1, 2, 0]])
+    found = nearest(copies + 1e-4, training, CONV)
+    assert found.index_A.tolist() == [13, 4]
+    assert found.order_AW.tolist() == [[1, 2, 0]] * 2
+    torch.testing.assert_close(found.distance_A, torch.full((2,), 1e-4 * CONV.size**0.5).double(), rtol=1e-2, atol=0)
+    apart = nearest(training[:3], training, CONV, among=True)
+    assert (apart.index_A != torch.arange(3)).all()
+    assert (apart.distance_A > 10 * found.distance_A.max()).all()
 
 
 @LEARNERS

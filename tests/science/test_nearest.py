@@ -156,10 +156,8 @@ def test_the_ends_of_a_store_are_taken_as_they_are(monkeypatch: pytest.MonkeyPat
     )
     found = PathEnds.of(store)
     assert (found.end_NP.tolist(), found.classes_NW.tolist(), found.spread) == (theta.tolist(), classes.tolist(), 0.3)
-    monkeypatch.setattr("metadiff.baselines.nearest.MOST", 3)
+    monkeypatch.setattr("metadiff.memory.MOST", 3)
     assert PathEnds.of(store).end_NP.shape == (3, 3)
     assert PathEnds.of(store).classes_NW.shape == (3, 2)
-
-
-def test_whole_networks_are_not_looked_up() -> None:
-    assert PathEnds.of(SimpleNamespace(attributes={"learner": {"kind": "conv"}})) is None
+    monkeypatch.setattr("metadiff.memory.MOST_NUMBERS", 7)  # of three weights each
+    assert PathEnds.of(store).end_NP.shape == (2, 3)

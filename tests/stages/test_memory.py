@@ -30,7 +30,9 @@ DATA = rows([8] * 6, split=1)
 FEATURES = torch.randn(len(DATA.label), DIM, generator=torch.Generator().manual_seed(0))
 SECTION = SimpleNamespace(way=WAY, shots=[1, 2], query=4, curve_episodes=20, seed=0)
 ABOUT = {"optimizer": "adam", "lr": 0.05, "momentum": 0.9, "sam": 0.0, "weight_decay": 0.1, "steps": STEPS, "spread": 1.0}
+ABOUT |= {"sees": "support"}
 SUPPORT = np.random.default_rng(0).integers(0, len(DATA.label), (TASKS, WAY, 2))
+CLASSES = np.zeros((TASKS, WAY), dtype=np.int64)  # not asked: paths say which images they have seen
 STARTS = torch.stack([NET.start(numpy_stream(0, number), 1.0) for number in range(TASKS)])
 
 
@@ -44,6 +46,7 @@ STORE = SimpleNamespace(
     end_points=ENDS.numpy,
     attributes={"params": ABOUT},
     blocks=2,
+    classes=CLASSES,
     support=SUPPORT,
     rows=lambda block: slice(20 * block, 20 * block + 20),
 )
@@ -120,6 +123,23 @@ def test_one_that_starts_elsewhere_learned_from_other_paths() -> None:
     found, _ = told(local=moved, ocd=Known(by_heart, scale))
     assert found["local"]["ratio"] < 1e-3
     assert found["ocd"]["ratio"] > 0.5
+
+
+def test_a_path_is_reconstructed_from_the_images_that_it_has_seen() -> None:
+    shown: list[Tensor] = []
+
+    class Looking(Known):
+        def weights(self, support_EWS: Pictures, noise: Noise) -> Tensor:
+            shown.append(support_EWS.features)
+            return super().weights(support_EWS, noise)
+
+    units = torch.arange(4, -1, -1)
+    enter, shift, leave, rest = ENDS.split([5 * DIM, 5, 5 * WAY, WAY], dim=1)
+    turned = [enter.view(-1, 5, DIM)[:, units].flatten(1), shift[:, units], leave.view(-1, 5, WAY)[:, units].flatten(1), rest]
+    found, _ = told(local=Looking(lambda count, _noise: torch.cat(turned, dim=1)[:count]), vanilla=Known(fresh))
+    assert found["local"]["reconstruction"] < 1e-3
+    assert found["vanilla"]["reconstruction"] > 0.5
+    assert torch.equal(shown[-1], FEATURES[SUPPORT])
 
 
 @pytest.mark.parametrize("kept", [(STEPS,), (10, STEPS)])
