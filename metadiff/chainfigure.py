@@ -2,7 +2,7 @@
 
 A panel a draw, in the plane through three weights: the noise, where the chain ends and where the optimiser does. The contours are
 the loss of the weights in this plane; the states on the way lie beside it, so each dot has the colour of its own loss.
-Shapes: G draws, T times, W ways, S shots, Q queries, D features, P weights, X by Y places of the grid.
+Shapes: G draws, T times, W ways, S shots, Q queries, P weights, X by Y places of the grid.
 """
 
 from __future__ import annotations
@@ -36,23 +36,24 @@ INK = {"chain": "white", "optimiser": "#ff9f5a"}
 
 @dataclass(frozen=True)
 class Task:
-    """A generator, and the features of the support (W, S, D) and of the queries (W, Q, D) of a task for it."""
+    """A generator, and the support and the queries of a task for it."""
 
     generator: WeightGenerator
-    support_WSD: Tensor
-    query_WQD: Tensor
+    support_WS: Pictures
+    query_WQ: Pictures
 
     @torch.no_grad()
     def losses(self, theta_NP: Tensor) -> Tensor:
         """(N,): the cross-entropy of standardised weights on the queries."""
-        seen_NWQE = self.generator.inputs.of(self.query_WQD).expand(len(theta_NP), -1, -1, -1)
-        return OnSupport(self.generator.learner, seen_NWQE).measure(self.generator.scale.restore(theta_NP))[0]
+        seen_WQE = self.generator.inputs.seen(self.query_WQ)
+        objective = OnSupport(self.generator.learner, seen_WQE.expand(len(theta_NP), -1, -1, -1))
+        return objective.measure(self.generator.scale.restore(theta_NP))[0]
 
 
-def task_of(generator: WeightGenerator, data: Rows, features_ND: Tensor, *, episode: int, **sizes: int) -> Task:
+def task_of(generator: WeightGenerator, data: Rows, pictures: Pictures, *, episode: int, **sizes: int) -> Task:
     """A validation episode."""
     drawn = draw_episodes(data, "val", way=generator.learner.way, episodes=1, first=episode, **sizes)
-    return Task(generator, *(features_ND[torch.from_numpy(ids[0]).long()] for ids in (drawn.support_EWS, drawn.query_EWQ)))
+    return Task(generator, *(pictures[torch.from_numpy(ids[0]).long()] for ids in (drawn.support_EWS, drawn.query_EWQ)))
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Plane:
 def chain_walks(task: Task, noise: Noise) -> list[Walk]:
     """One a draw."""
     assert isinstance(task.generator.method, McDi), "a start has no chain"
-    theta_TGP = states(task.generator, Pictures(task.support_WSD.expand(DRAWS, -1, -1, -1)), noise)
+    theta_TGP = states(task.generator, task.support_WS.expand(DRAWS), noise)
     if not bool(theta_TGP.isfinite().all()):
         raise NumericError("a chain comes to weights that are not finite; train its generator with a lower mcdi.lr")
     theta_GTP = task.generator.scale.standardise(theta_TGP).transpose(0, 1)
@@ -98,7 +99,7 @@ def chain_walks(task: Task, noise: Noise) -> list[Walk]:
 
 def optimiser_walks(task: Task, chains: Sequence[Walk], about: Mapping[str, Any]) -> list[Walk]:
     """From the noise of each chain, on the support; ``about`` says how the paths were made that the generator has learnt from."""
-    scale, seen_WSE = task.generator.scale, task.generator.inputs.of(task.support_WSD)
+    scale, seen_WSE = task.generator.scale, task.generator.inputs.seen(task.support_WS)
     start_GP = scale.restore(torch.stack([chain.theta_TP[0] for chain in chains]))
     objective = OnSupport(task.generator.learner, seen_WSE.expand(len(start_GP), -1, -1, -1))
     theta_GTP, _, _ = follow(objective, start_GP, rule=rule_of(about), kept=tuple(range(about["steps"] + 1)))

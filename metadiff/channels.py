@@ -97,6 +97,7 @@ class ChannelDenoiser(nn.Module):
     """Gives an estimate of the network that a time leads to, from a noisy one and what that makes of the support."""
 
     deviation_P: Tensor
+    base_P: Tensor
 
     def __init__(self, learner: Network, *, hidden: int, layers: int) -> None:
         super().__init__()
@@ -104,17 +105,19 @@ class ChannelDenoiser(nn.Module):
         kernels = [*(layer.kernel**2 for layer in learner.layers), learner.layers[-1].places ** 2]
         known = 2 * FREQUENCIES + 2 + len(learner.layout())
         self.time = nn.Sequential(nn.Linear(known, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
-        seen = [2 * size for size in kernels[:-1]] + [4 * kernels[-1]]
+        seen = [3 * size for size in kernels[:-1]] + [5 * kernels[-1]]
         self.of_wires = nn.ModuleList(nn.Linear(size, hidden) for size in seen)
-        self.of_channels = nn.ModuleList(nn.Linear(2, hidden) for _ in kernels)
+        self.of_channels = nn.ModuleList(nn.Linear(3, hidden) for _ in kernels)
         self.layers = nn.ModuleList(nn.ModuleList(Meeting(hidden) for _ in kernels) for _ in range(layers))
-        self.shares = nn.ModuleList(nn.Linear(hidden, 4) for _ in kernels)
+        self.shares = nn.ModuleList(nn.Linear(2 * hidden, 4) for _ in kernels)
         self.to_wires = nn.ModuleList(nn.Linear(hidden, size) for size in kernels)
         self.to_channels = nn.ModuleList(nn.Linear(hidden, 1) for _ in kernels)
 
-    def weigh(self, deviation_P: Tensor) -> None:
-        """What a unit of each weight is: a network at work has to see its weights as they are."""
+    def weigh(self, deviation_P: Tensor, base_P: Tensor) -> None:
+        """What a unit of each weight is, for a network at work has weights as they are; and the base that all are near to, if not
+        0: noise is about it, and in these units it is long."""
         self.register_buffer("deviation_P", deviation_P, persistent=False)
+        self.register_buffer("base_P", base_P, persistent=False)
 
     def frame(self, condition: Condition, *_networks: Tensor) -> Whole:
         return Whole()
@@ -134,24 +137,27 @@ class ChannelDenoiser(nn.Module):
         told = answers(self.learner, theta_BP, self.deviation_P, support_BWSE)
         numbers_BK = torch.cat([1 / shots_B[:, None], told.loss_B[:, None], told.length_BK.log() / 4], dim=1)
         known_BF = self.time(torch.cat([time_features(t_B), numbers_BK], dim=1))
-        there, slopes = wires_of(self.learner, theta_BP), wires_of(self.learner, told.slope_BP)
-        seen = [[x.kernel_BOCJ, slope.kernel_BOCJ] for x, slope in zip(there, slopes, strict=True)]
+        base_BP = self.base_P.expand_as(theta_BP)
+        there, bases, slopes = (wires_of(self.learner, part) for part in (theta_BP - base_BP, base_BP, told.slope_BP))
+        layers = [*zip(there, bases, slopes, strict=True)]
+        seen = [[part.kernel_BOCJ for part in layer] for layer in layers]
         seen[-1] += [told.last_BWCJ, told.apart_BWCJ]
         wires = [enter(torch.cat(parts, dim=-1)) for enter, parts in zip(self.of_wires, seen, strict=True)]
-        biases = [torch.stack([x.bias_BO, slope.bias_BO], dim=-1) for x, slope in zip(there, slopes, strict=True)]
+        biases = [torch.stack([part.bias_BO for part in layer], dim=-1) for layer in layers]
         channels = [wires[0].new_zeros(len(theta_BP), self.learner.colours, known_BF.shape[-1])]
-        channels += [enter(bias_BO2) for enter, bias_BO2 in zip(self.of_channels, biases, strict=True)]
+        channels += [enter(bias_BO3) for enter, bias_BO3 in zip(self.of_channels, biases, strict=True)]
         for layer in self.layers:
             assert isinstance(layer, nn.ModuleList)
             met = [meet(wires[n], channels[n], channels[n + 1], known_BF) for n, meet in enumerate(layer)]
             wires = [wire_BOCF for wire_BOCF, _, _ in met]
             channels = _heard(channels, [into for _, into, _ in met], [out for _, _, out in met])
         parts = zip(there, slopes, wires, channels[1:], strict=True)
-        return network_of([self._layer(number, *part) for number, part in enumerate(parts)])
+        return base_BP + network_of([self._layer(number, *part, known_BF) for number, part in enumerate(parts)])
 
-    def _layer(self, number: int, x: Wires, slope: Wires, wire_BOCF: Tensor, channel_BOF: Tensor) -> Wires:
+    def _layer(self, number: int, x: Wires, slope: Wires, wire_BOCF: Tensor, channel_BOF: Tensor, known_BF: Tensor) -> Wires:
         """A share of what is there, a step down the slope, and what the wires say."""
-        share_BO4 = self.shares[number](layer_norm(channel_BOF, channel_BOF.shape[-1:]))
+        own_BOF = layer_norm(channel_BOF, channel_BOF.shape[-1:])
+        share_BO4 = self.shares[number](torch.cat([own_BOF, known_BF[:, None].expand_as(own_BOF)], dim=-1))
         keep_BO, step_BO, keep_bias_BO, step_bias_BO = share_BO4.unbind(-1)
         said_BOCJ, said_BO = self.to_wires[number](wire_BOCF), self.to_channels[number](channel_BOF)[..., 0]
         kept_BOCJ = keep_BO[..., None, None] * x.kernel_BOCJ + step_BO[..., None, None] * slope.kernel_BOCJ

@@ -27,6 +27,11 @@ class Pictures:
     def __getitem__(self, rows: Tensor | slice) -> Pictures:
         return Pictures(self.features[rows], None if self.pixels is None else self.pixels[rows])
 
+    def expand(self, times: int) -> Pictures:
+        """The same ones as often, along a new first axis."""
+        pixels = None if self.pixels is None else self.pixels.expand(times, *self.pixels.shape)
+        return Pictures(self.features.expand(times, *self.features.shape), pixels)
+
     @property
     def device(self) -> torch.device:
         return self.features.device

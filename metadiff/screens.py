@@ -25,7 +25,7 @@ COLUMNS = ("shots", "classifier", "accuracy", "to ncm", "to gaussian", "to regre
 MEANING = "accuracy in per cent and paired differences, ± half of the 95 % interval over episodes, not over classes or seeds"
 WIDTH = 110  # of the table, where no terminal says how wide it is
 PARAMS = Path("params.yaml")
-FEATURES = Path("data/backbone/features.h5")
+IMAGES, FEATURES = Path("data/prepared/images.h5"), Path("data/backbone/features.h5")
 GENERATOR = Path("data/generator")
 METRICS = Path("data/results/metrics.json")
 PLOT = Path("plots/run.png")
@@ -78,14 +78,13 @@ def show_store(console: Console, path: Path) -> None:
 
 def show_chains(console: Console, store: Path, *, model: str | None, episode: int, shot: int | None) -> None:
     """On an episode of those by which `evaluate` chooses."""
-    import torch
-
     from metadiff import chainfigure as figure
     from metadiff.classifiers import make_weight_generators, read_checkpoints
     from metadiff.diffusion import gaussian_noise
     from metadiff.params import load
+    from metadiff.pictures import read_pictures
     from metadiff.rng import torch_stream
-    from metadiff.store import read_features, read_rows
+    from metadiff.store import read_rows
     from metadiff.trajectory_store import open_trajectories
     from metadiff.weightclassifiers import WITHOUT_NOISE
 
@@ -98,11 +97,13 @@ def show_chains(console: Console, store: Path, *, model: str | None, episode: in
     if model not in drawing:
         there = ", ".join(drawing) or "none"
         raise DataError(f"{GENERATOR}: no chain of {model}; there are: {there}; name it in mcdi.models and run: dvc repro")
-    if not FEATURES.is_file():
-        raise DataError(f"{FEATURES}: missing; make it: dvc repro pretrain, or dvc pull")
-    data, features_ND = read_rows(FEATURES), torch.from_numpy(read_features(FEATURES))
+    of_pixels = made[model].inputs.of_pixels
+    for path, stage in ((FEATURES, "pretrain"), (IMAGES, "prepare"))[: 1 + of_pixels]:
+        if not path.is_file():
+            raise DataError(f"{path}: missing; make it: dvc repro {stage}, or dvc pull")
+    data, pictures = read_rows(FEATURES), read_pictures(FEATURES, IMAGES, pixels=of_pixels)
     sizes = {"shot": section.shots[-1] if shot is None else shot, "query": section.query, "seed": section.seed}
-    task = figure.task_of(made[model], data, features_ND, episode=episode, **sizes)
+    task = figure.task_of(made[model], data, pictures, episode=episode, **sizes)
     chains = figure.chain_walks(task, gaussian_noise(torch_stream(section.seed, "chains", episode)))
     optimisers = figure.optimiser_walks(task, chains, open_trajectories(store).attributes["params"])
     title = f"{model} on validation episode {episode} of {data.dataset}: {made[model].learner.way}-way, {sizes['shot']}-shot"

@@ -153,7 +153,7 @@ def build_weights(facts: Mapping[str, Any], scale: WeightScale, *, device: str =
     net = net.to_empty(device="cpu")
     initialise(net, seed=facts["seed"])
     if isinstance(net, ChannelDenoiser):
-        net.weigh(scale.deviation_P)
+        net.weigh(scale.deviation_P, scale.base_P)
     return (WeightRegression if model == "weights-regression" else McDi)(
         learner, net.to(device), steps, scale.base_P, sampler=facts["sampler"], weighted=facts["weighted"]
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from ruamel.yaml import YAML
+from torch.nn.functional import cross_entropy
 
 from metadiff.chainfigure import DRAWS, Plane, Task, Walk, chain_walks, landscape, mean_loss, optimiser_walks, task_of, window
 from metadiff.chains import states
@@ -18,6 +19,7 @@ from metadiff.errors import NumericError
 from metadiff.inputs import Inputs
 from metadiff.learner import Perceptron
 from metadiff.methods.mcdi import build_weights
+from metadiff.network import Network
 from metadiff.paths import WeightScale
 from metadiff.pictures import Pictures
 from metadiff.rng import torch_stream
@@ -30,6 +32,7 @@ from tests.science.test_metatraining import data as rows_and_features
 
 WAY, TIMES = 5, FACTS["times"]
 FEATURES, ROWS = rows_and_features()
+PICTURES = Pictures(FEATURES)
 VALIDATION = replace(ROWS, split=np.ones_like(ROWS.split))
 LEARNER = Perceptron("mlp", WAY, FEATURES.shape[1], hidden=4)
 SHIFT = torch.linspace(-1, 1, LEARNER.size)
@@ -42,7 +45,7 @@ def generator(model: str = "local") -> WeightGenerator:
 
 
 def task(model: str = "local") -> Task:
-    return task_of(generator(model), VALIDATION, FEATURES, episode=2, shot=2, query=6, seed=0)
+    return task_of(generator(model), VALIDATION, PICTURES, episode=2, shot=2, query=6, seed=0)
 
 
 def noise() -> torch.Generator:
@@ -50,15 +53,15 @@ def noise() -> torch.Generator:
 
 
 def test_a_task_is_the_episode_of_that_number() -> None:
-    first = task_of(generator(), VALIDATION, FEATURES, episode=0, shot=2, query=6, seed=0)
-    assert (first.support_WSD.shape[:2], first.query_WQD.shape[:2]) == ((WAY, 2), (WAY, 6))
-    assert not torch.equal(first.support_WSD, task().support_WSD)
-    assert torch.equal(task().support_WSD, task().support_WSD)
+    first = task_of(generator(), VALIDATION, PICTURES, episode=0, shot=2, query=6, seed=0)
+    assert (first.support_WS.features.shape[:2], first.query_WQ.features.shape[:2]) == ((WAY, 2), (WAY, 6))
+    assert not torch.equal(first.support_WS.features, task().support_WS.features)
+    assert torch.equal(task().support_WS.features, task().support_WS.features)
 
 
 @torch.no_grad()
 def test_states_begin_with_noise_and_end_with_what_is_generated() -> None:
-    support_EWS = Pictures(task().support_WSD.expand(3, -1, -1, -1))
+    support_EWS = task().support_WS.expand(3)
     found_TEP = states(generator(), support_EWS, gaussian_noise(noise()))
     assert found_TEP.shape == (TIMES + 1, 3, LEARNER.size)
     start_EP = 0.5 * torch.randn(3, LEARNER.size, generator=noise()) + SHIFT
@@ -81,8 +84,24 @@ def test_the_optimiser_begins_with_the_noise_of_the_chain_and_lowers_the_loss_on
     for chain, walk in zip(chains, walks, strict=True):
         torch.testing.assert_close(walk.theta_TP[0], chain.theta_TP[0], atol=1e-5, rtol=1e-5)
         assert len(walk.theta_TP) == PARAMS["steps"] + 1  # type: ignore[operator]
-    support = Task(told.generator, told.support_WSD, told.support_WSD)
+    support = Task(told.generator, told.support_WS, told.support_WS)
     assert mean_loss(support, walks, -1) < 0.7 * mean_loss(support, walks, 0)
+
+
+def test_networks_are_shown_pixels() -> None:
+    learner, pixels_NQ = Network("conv", WAY, 28, 1, 2), torch.rand(len(FEATURES), 28 * 28, generator=noise())
+    scale = WeightScale(torch.zeros(learner.size), torch.full((learner.size,), 0.3))
+    inputs = Inputs(mean_Q=torch.full((28 * 28,), 0.5), deviation_Q=torch.full((28 * 28,), 0.3))
+    facts = FACTS | {"model": "local", "learner": asdict(learner)}
+    made = WeightGenerator(build_weights(facts, scale), inputs, scale, 1.0)
+    told = task_of(made, VALIDATION, Pictures(FEATURES, pixels_NQ), episode=2, shot=2, query=6, seed=0)
+    chains = chain_walks(told, gaussian_noise(noise()))
+    walks = optimiser_walks(told, chains, PARAMS | {"lr": 0.01})
+    support = Task(made, told.support_WS, told.support_WS)
+    assert mean_loss(support, walks, -1) < 0.7 * mean_loss(support, walks, 0)
+    hand = learner.logits(scale.restore(walks[0].theta_TP[-1:]), inputs.seen(told.query_WQ).flatten(0, 1)[None])
+    target_N = torch.arange(WAY).repeat_interleave(6)
+    assert mean_loss(told, walks[:1], -1) == pytest.approx(float(cross_entropy(hand[0], target_N)), rel=1e-5)
 
 
 def test_three_weights_lie_in_their_plane_and_others_above_it() -> None:

@@ -33,7 +33,7 @@ def net_of(learner: Network) -> ChannelDenoiser:
     """With weights in what wires say too, which begin as none."""
     net = ChannelDenoiser(learner, hidden=8, layers=2).double()
     initialise(net, seed=0)
-    net.weigh(deviation(learner)[:1].expand(learner.size))  # the same for all channels
+    net.weigh(deviation(learner)[:1].expand(learner.size), torch.full((learner.size,), 0.3))  # the same for all channels
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if "leave" in name:

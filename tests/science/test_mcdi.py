@@ -13,6 +13,7 @@ from metadiff.diffusion import gaussian_noise
 from metadiff.learner import BaseLearner, Learner, Perceptron
 from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, backward
 from metadiff.methods.mcdi import WEIGHT_MODELS, McDi, build_weights
+from metadiff.network import Network
 from metadiff.params import WeightModel
 from metadiff.paths import PathBatch, WeightScale
 from metadiff.reptile import Reptile
@@ -32,22 +33,30 @@ FACTS: dict[str, Any] = {
     "weighted": True,
     "seed": 0,
 }
+NETWORK = Network("conv", WAY, 28, 1, 3)
 PLAIN = WeightScale(torch.zeros(LEARNER.size), torch.ones(LEARNER.size))
 
 
-def batch(size: int = 6, seed: int = 1) -> PathBatch:
+def batch(size: int = 6, seed: int = 1, learner: BaseLearner = LEARNER) -> PathBatch:
     generator = torch.Generator().manual_seed(seed)
-    path_BKP = torch.randn(size, 3, LEARNER.size, generator=generator)
-    return PathBatch(path_BKP, Condition(torch.randn(size, WAY, DIM, generator=generator), torch.full((1,), 5.0)))
+    path_BKP = torch.randn(size, 3, learner.size, generator=generator)
+    told = Condition(torch.randn(size, WAY, DIM, generator=generator), torch.full((1,), 5.0))
+    if isinstance(learner, Network):
+        told = replace(told, support_BWSE=torch.randn(size, WAY, 2, learner.side**2, generator=generator))
+    return PathBatch(path_BKP, told)
+
+
+def doubled(told: Condition) -> Condition:
+    return Condition(*(part if part is None else part.double() for part in vars(told).values()))
 
 
 def precise(tasks: PathBatch) -> PathBatch:
-    condition = Condition(tasks.condition.mean_BWD.double(), tasks.condition.shots_B.double())
-    return PathBatch(tasks.path_BKP.double(), condition)
+    return PathBatch(tasks.path_BKP.double(), doubled(tasks.condition))
 
 
-def method(model: str = "local", *, double: bool = False, **changes: object) -> McDi:
-    made = build_weights(FACTS | {"model": model} | changes, PLAIN)
+def method(model: str = "local", *, double: bool = False, learner: BaseLearner = LEARNER, **changes: object) -> McDi:
+    scale = PLAIN if learner is LEARNER else WeightScale(torch.zeros(learner.size), torch.full((learner.size,), 0.3))
+    made = build_weights(FACTS | {"model": model, "learner": asdict(learner)} | changes, scale)
     if double:
         made.net.double()
     return made
@@ -58,30 +67,38 @@ def slopes(of: McDi) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("model", "inner", "literal"),
-    [("local", "sgd", True), ("local", "adam", False), ("vanilla", "adam", True), ("naive", "sgd", False)],
+    ("model", "inner", "literal", "learner"),
+    [
+        ("local", "sgd", True, LEARNER),
+        ("local", "adam", False, LEARNER),
+        ("vanilla", "adam", True, LEARNER),
+        ("naive", "sgd", False, LEARNER),
+        ("local", "adam", False, NETWORK),
+    ],
 )
-def test_copies_in_one_program_are_those_of_a_loop(model: str, inner: str, literal: bool) -> None:
+def test_copies_in_one_program_are_those_of_a_loop(model: str, inner: str, literal: bool, learner: BaseLearner) -> None:
     """Each copy alone, by torch's optimiser, from the same draws."""
-    tasks, steps, rate = precise(batch()), 3, 0.01
-    together = method(model, double=True)
+    tasks, steps, rate = precise(batch(learner=learner)), 3, 0.01
+    together = method(model, double=True, learner=learner)
     Reptile(inner, rate, steps, literal=literal).slope(together, tasks, torch_stream(0, "noise"))
     generator = torch_stream(0, "noise")
     target_B = together.chain.draw(6, generator)[0]
     draws = [together.samples(tasks, generator, target_B=target_B) for _ in range(steps)]
     ends = []
     for number in range(6):
-        copy = method(model, double=True)
+        copy = method(model, double=True, learner=learner)
         optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[inner](copy.net.parameters(), lr=rate)
         for drawn in draws:
             own = {name: value[number : number + 1] for name, value in vars(drawn).items() if name != "condition"}
+            shown = drawn.condition.support_BWSE
             told = Condition(drawn.condition.mean_BWD[number : number + 1], drawn.condition.shots_B)
+            told = told if shown is None else replace(told, support_BWSE=shown[number : number + 1])
             optimizer.zero_grad()
             copy.errors(replace(drawn, **own, condition=told)).mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         ends.append(dict(copy.net.named_parameters()))
     scale = 1.0 if literal else 1 / (rate * steps)
-    for name, begun in method(model, double=True).net.named_parameters():
+    for name, begun in method(model, double=True, learner=learner).net.named_parameters():
         want = scale * (begun - torch.stack([end[name] for end in ends]).mean(0))
         torch.testing.assert_close(slopes(together)[name], want.detach())
 

@@ -65,7 +65,7 @@ def complaints(folder: Path, content: str | bytes) -> list[str]:
 ENDS = set_value("metatrain.spread", "1", set_value("metatrain.target", "trajectory-ends"))
 TRAINED = set_value("metatrain.models", "[task]", ENDS)
 PATHS = set_value("mcdi.models", "[local]", set_value("collect.keep", "4", set_value("collect.dim", "64")))
-NETWORKS = set_value("mcdi.models", "[reptile]", set_value("collect.learner", "conv", PATHS))
+NETWORKS = set_value("mcdi.models", "[reptile, local]", set_value("collect.learner", "conv", PATHS))
 NETWORKS = set_value("collect.sees", "support", NETWORKS)
 WRONG_VALUES = [  # key, what to write, what it must be
     ("shared.seed", "-1", f"must be {SEED}, got the number -1"),
@@ -259,10 +259,6 @@ WRONG_TEXTS = {
                 "collect.sees: must be support for collect.learner conv, got classes; raise collect.shot to show it more",
             )
         ],
-    ),
-    "a denoiser for networks": (
-        set_value("mcdi.models", "[reptile, vanilla, local]", NETWORKS),
-        [at("mcdi.models", "mcdi.models: must be [reptile] for collect.learner conv: no denoiser for networks yet, got vanilla")],
     ),
     "whole weights on features as they are": (
         set_value("collect.dim", "0", PATHS),
@@ -478,7 +474,7 @@ GOOD = {
     "perceptrons, with noise": set_value(
         "collect.noise", "0.3", set_value("collect.sees", "support", set_value("collect.learner", "mlp"))
     ),
-    "networks, with a start for all tasks": NETWORKS,
+    "networks, with a start for all tasks and a generator": NETWORKS,
     "given, of a folder": set_value(
         "prepare.split", "given", set_value("prepare.path", "x", set_value("prepare.source", "folder"))
     ),

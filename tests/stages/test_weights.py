@@ -105,11 +105,11 @@ def draw_images(path: Path, rows: Rows) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("learner", ["mlp", "linear"])
+@pytest.mark.parametrize("learner", ["mlp", "linear", "conv"])
 def test_every_model_is_trained_and_judged_on_the_same_episodes(
     checkout: Path, learner: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    set_params(collect={"learner": learner})
+    set_params(collect={"learner": learner, "channels": 6, "lr": 0.02 if learner == "conv" else 0.05})
     assert [_guarded(stage.STAGE) for stage in (collect, metatrain, evaluate)] == [Exit.OK] * 3
     for folder in ("trajectories", "generator", "results"):
         verify(checkout / "data" / folder)
@@ -146,24 +146,6 @@ def test_every_model_is_trained_and_judged_on_the_same_episodes(
         assert facts["training_weights"] == 24
     lineage = json.loads((checkout / "data/results/lineage.json").read_bytes())
     assert lineage["stages"]["metatrain"]["methods"]["mcdi"]["segments"] == 3
-
-
-@pytest.mark.slow
-def test_whole_networks_are_collected_started_by_reptile_and_fine_tuned(checkout: Path) -> None:
-    conv = {"learner": "conv", "channels": 6, "lr": 0.02, "tasks": 12}
-    starts = {"models": ["reptile"], "start_tours": 20, "start_steps": 5, "val_every": 10, "start_rate": 0.5}
-    set_params(collect=conv, mcdi=starts, evaluate={"episodes": 10, "draws": 1})
-    assert [_guarded(stage.STAGE) for stage in (collect, metatrain, evaluate)] == [Exit.OK] * 3
-    metrics = json.loads((checkout / "data/results/metrics.json").read_bytes())
-    names = {"ncm", "gaussian", "metadiff", "metadiff-raw", "reptile", "finetune-reptile", "finetune-random"}
-    assert set(metrics["chosen"]) == names
-    assert metrics["test"]["shot2"]["finetune-random"]["accuracy"] > 60  # chance is 33
-    assert metrics["test"]["shot2"]["finetune-reptile"]["accuracy"] > 60
-    episodes = pd.read_csv(checkout / "data/results/episodes.csv")
-    assert episodes.groupby(["classifier", "split", "shot"]).size().eq(10).all()
-    assert json.loads((checkout / "data/results/memory.json").read_bytes()) == {}
-    lineage = json.loads((checkout / "data/results/lineage.json").read_bytes())
-    assert lineage["stages"]["collect"]["params"]["learner"] == "conv"
 
 
 @pytest.mark.slow
