@@ -32,5 +32,10 @@ def parts_in_order(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part, ...]:
 
 
 def tensors_of(theta_TP: Tensor, layout: tuple[Part, ...]) -> list[Tensor]:
-    """The parts of the vectors, each as its own tensor."""
+    """The parts of the vectors, each in its own shape."""
     return [theta_TP[:, part.offset : part.offset + part.size].reshape(-1, *part.shape) for part in layout]
+
+
+def parts_of(theta_TP: Tensor, layout: tuple[Part, ...]) -> dict[str, Tensor]:
+    """The same by name."""
+    return {part.name: value for part, value in zip(layout, tensors_of(theta_TP, layout), strict=True)}

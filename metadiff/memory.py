@@ -19,11 +19,12 @@ from torch import Tensor
 
 from metadiff.channels import wires_of
 from metadiff.errors import DataError
+from metadiff.layout import parts_of
 from metadiff.learner import BaseLearner, Head
 from metadiff.matching import least_cost, pairing, smallest
 from metadiff.network import Network
 from metadiff.paths import WeightScale
-from metadiff.symmetry import parts_of, with_classes, with_units_of
+from metadiff.symmetry import with_classes, with_units_of
 
 NUMBERS = 25_000_000  # of the vectors that are matched at a time, of one of the two sides
 MOST = 8192  # training vectors that are compared with, of more the first ones,
@@ -164,7 +165,7 @@ class _Heads:
 
 
 def _heads(theta_AP: Tensor, learner: Head) -> _Heads:
-    parts, square_A = parts_of(theta_AP, learner), theta_AP.square().sum(1)
+    parts, square_A = parts_of(theta_AP, learner.layout()), theta_AP.square().sum(1)
     if "leave.weight" in parts:
         enter_AHU = torch.cat([parts["enter.weight"], parts["enter.bias"][..., None]], dim=-1)
         guide_AWF = parts["leave.weight"].mT @ enter_AHU

@@ -13,17 +13,13 @@ import torch
 from torch import Tensor
 
 from metadiff.channels import Wires, network_of, wires_of
+from metadiff.layout import parts_of
 from metadiff.learner import BaseLearner, Learner
 from metadiff.matching import pairing
 from metadiff.network import Network
 
 CLASSES = {"weight": 1, "bias": 1, "leave.weight": 2, "leave.bias": 1}  # the axis of each part that goes over classes,
 UNITS = {"enter.weight": 1, "enter.bias": 1, "leave.weight": 1}  # and that over hidden units
-
-
-def parts_of(theta_BP: Tensor, learner: BaseLearner) -> dict[str, Tensor]:
-    """The parts of the vectors by name, each in its own shape."""
-    return {part.name: theta_BP[:, part.offset : part.offset + part.size].reshape(-1, *part.shape) for part in learner.layout()}
 
 
 def with_classes(theta_BP: Tensor, order_BW: Tensor, learner: BaseLearner) -> Tensor:
@@ -61,12 +57,12 @@ def _with_channels_of(theta_BP: Tensor, other_BP: Tensor, learner: Network) -> T
 
 def _units(theta_BP: Tensor, learner: BaseLearner) -> Tensor:
     """What enters and leaves each hidden unit."""
-    parts = parts_of(theta_BP, learner)
+    parts = parts_of(theta_BP, learner.layout())
     return torch.cat([parts["enter.weight"], parts["enter.bias"][..., None], parts["leave.weight"]], dim=-1)
 
 
 def _reordered(theta_BP: Tensor, order_BK: Tensor, learner: BaseLearner, axes: Mapping[str, int]) -> Tensor:
-    parts = parts_of(theta_BP, learner)
+    parts = parts_of(theta_BP, learner.layout())
     for name, axis in axes.items():
         if name in parts:
             shape = [1] * parts[name].ndim

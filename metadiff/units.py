@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, pad, silu
 
 from metadiff.denoiser import Condition
+from metadiff.layout import parts_of
 from metadiff.learner import Head, Perceptron
 
 FREQUENCIES = 32
@@ -35,8 +36,7 @@ class Units:
 
 
 def units_of(learner: Head, theta_BP: Tensor) -> Units:
-    size = len(theta_BP)
-    parts = {part.name: theta_BP[:, part.offset : part.offset + part.size].view(size, *part.shape) for part in learner.layout()}
+    size, parts = len(theta_BP), parts_of(theta_BP, learner.layout())
     blank_BW = theta_BP.new_zeros(size, learner.way)
     if isinstance(learner, Perceptron):
         return Units(parts["enter.weight"], parts["enter.bias"], parts["leave.weight"], parts["leave.bias"])
