@@ -19,19 +19,12 @@ from torch.nn.functional import layer_norm, silu
 
 from metadiff.denoiser import Condition
 from metadiff.layout import tensors_of
-from metadiff.network import Network
+from metadiff.network import Network, Wires, by_channel, network_of, wires_of
+from metadiff.rng import torch_stream
 from metadiff.units import FREQUENCIES, time_features
 
-TOGETHER = 16  # networks of one tensor program: more leave the cache and are slower
+NETWORKS = 16  # of one tensor program: more leave the cache and are slower
 LEAST = 1e-8  # of a length that is divided by
-
-
-@dataclass(frozen=True)
-class Wires:
-    """A layer of a batch of networks: a kernel from each channel to each, and a bias of each that it leads to."""
-
-    kernel_BOCJ: Tensor
-    bias_BO: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,25 +36,6 @@ class Whole:
 
     def leave(self, theta_BP: Tensor) -> Tensor:
         return theta_BP
-
-
-def wires_of(learner: Network, theta_BP: Tensor) -> list[Wires]:
-    *convolutions, leave_BQW, shift_BW = tensors_of(theta_BP, learner.layout())
-    kernels = [weight.flatten(2, 3).mT for weight in convolutions[::2]]
-    kernels.append(_by_channel(learner, leave_BQW.mT.contiguous()))
-    return [Wires(*layer) for layer in zip(kernels, (*convolutions[1::2], shift_BW), strict=True)]
-
-
-def network_of(wires: list[Wires]) -> Tensor:
-    """The inverse."""
-    *before, last = wires
-    parts = [part for layer in before for part in (layer.kernel_BOCJ.mT, layer.bias_BO)]
-    return torch.cat([part.flatten(1) for part in (*parts, last.kernel_BOCJ.permute(0, 3, 2, 1), last.bias_BO)], dim=1)
-
-
-def _by_channel(learner: Network, left_BWQ: Tensor) -> Tensor:
-    """(B, W, C, J) of what is left of an image, whose places come before its channels."""
-    return left_BWQ.view(*left_BWQ.shape[:2], -1, learner.channels).mT
 
 
 @dataclass(frozen=True)
@@ -89,7 +63,7 @@ def answers(learner: Network, theta_BP: Tensor, deviation_P: Tensor, support_BWS
     apart_BWQ = last_BWQ - last_BWQ.mean(1, keepdim=True)
     apart_BWQ = apart_BWQ / apart_BWQ.square().mean((1, 2), keepdim=True).sqrt().clamp_min(LEAST)
     loss_B = -(seen.logits_TNW.log_softmax(-1) * hot_NW).sum(-1).mean(-1)
-    last_BWCJ, apart_BWCJ = (_by_channel(learner, part) for part in (last_BWQ, apart_BWQ))
+    last_BWCJ, apart_BWCJ = (by_channel(learner, part) for part in (last_BWQ, apart_BWQ))
     return Answers(slope_BP, torch.cat(lengths, dim=1), loss_B, last_BWCJ, apart_BWCJ)
 
 
@@ -108,7 +82,9 @@ class ChannelDenoiser(nn.Module):
         seen = [3 * size for size in kernels[:-1]] + [5 * kernels[-1]]
         self.of_wires = nn.ModuleList(nn.Linear(size, hidden) for size in seen)
         self.of_channels = nn.ModuleList(nn.Linear(3, hidden) for _ in kernels)
-        self.layers = nn.ModuleList(nn.ModuleList(Meeting(hidden) for _ in kernels) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            nn.ModuleList(Meeting(hidden, first=number == 0) for number in range(len(kernels))) for _ in range(layers)
+        )
         self.shares = nn.ModuleList(nn.Linear(2 * hidden, 4) for _ in kernels)
         self.to_wires = nn.ModuleList(nn.Linear(hidden, size) for size in kernels)
         self.to_channels = nn.ModuleList(nn.Linear(hidden, 1) for _ in kernels)
@@ -118,6 +94,11 @@ class ChannelDenoiser(nn.Module):
         0: noise is about it, and in these units it is long."""
         self.register_buffer("deviation_P", deviation_P, persistent=False)
         self.register_buffer("base_P", base_P, persistent=False)
+
+    def blank(self, like_BP: Tensor) -> Tensor:
+        """What a generator starts with that has no noise: one draw for all, as a network of zeros has no answer to any image."""
+        start_P = torch.randn(like_BP.shape[1], generator=torch_stream(0, "blank"))
+        return self.base_P + start_P.to(like_BP).expand_as(like_BP)
 
     def frame(self, condition: Condition, *_networks: Tensor) -> Whole:
         return Whole()
@@ -130,7 +111,7 @@ class ChannelDenoiser(nn.Module):
         assert condition.support_BWSE is not None, "whoever tells networks of a task shows it"
         size = len(theta_BP)
         one_each = (t_B.expand(size), condition.shots_B.to(theta_BP.dtype).expand(size))
-        groups = (torch.split(part, TOGETHER) for part in (theta_BP, *one_each, condition.support_BWSE))
+        groups = (torch.split(part, NETWORKS) for part in (theta_BP, *one_each, condition.support_BWSE))
         return torch.cat([self._some(*group) for group in zip(*groups, strict=True)])
 
     def _some(self, theta_BP: Tensor, t_B: Tensor, shots_B: Tensor, support_BWSE: Tensor) -> Tensor:
@@ -144,19 +125,21 @@ class ChannelDenoiser(nn.Module):
         seen[-1] += [told.last_BWCJ, told.apart_BWCJ]
         wires = [enter(torch.cat(parts, dim=-1)) for enter, parts in zip(self.of_wires, seen, strict=True)]
         biases = [torch.stack([part.bias_BO for part in layer], dim=-1) for layer in layers]
-        channels = [wires[0].new_zeros(len(theta_BP), self.learner.colours, known_BF.shape[-1])]
-        channels += [enter(bias_BO3) for enter, bias_BO3 in zip(self.of_channels, biases, strict=True)]
+        channels = [enter(bias_BO3) for enter, bias_BO3 in zip(self.of_channels, biases, strict=True)]
         for layer in self.layers:
             assert isinstance(layer, nn.ModuleList)
-            met = [meet(wires[n], channels[n], channels[n + 1], known_BF) for n, meet in enumerate(layer)]
+            origins = [None, *channels[:-1]]
+            met = [meet(*parts, known_BF) for meet, *parts in zip(layer, wires, origins, channels, strict=True)]
             wires = [wire_BOCF for wire_BOCF, _, _ in met]
-            channels = _heard(channels, [into for _, into, _ in met], [out for _, _, out in met])
-        parts = zip(there, slopes, wires, channels[1:], strict=True)
+            said = [*(of_wires for _, of_wires, _ in met[1:]), None]  # by the wires that leave a channel
+            heard = [channel + end for channel, (_, _, end) in zip(channels, met, strict=True)]
+            channels = [channel if to is None else channel + to for channel, to in zip(heard, said, strict=True)]
+        parts = zip(there, slopes, wires, channels, strict=True)
         return base_BP + network_of([self._layer(number, *part, known_BF) for number, part in enumerate(parts)])
 
     def _layer(self, number: int, x: Wires, slope: Wires, wire_BOCF: Tensor, channel_BOF: Tensor, known_BF: Tensor) -> Wires:
         """A share of what is there, a step down the slope, and what the wires say."""
-        own_BOF = layer_norm(channel_BOF, channel_BOF.shape[-1:])
+        own_BOF = _levelled(channel_BOF)
         share_BO4 = self.shares[number](torch.cat([own_BOF, known_BF[:, None].expand_as(own_BOF)], dim=-1))
         keep_BO, step_BO, keep_bias_BO, step_bias_BO = share_BO4.unbind(-1)
         said_BOCJ, said_BO = self.to_wires[number](wire_BOCF), self.to_channels[number](channel_BOF)[..., 0]
@@ -165,29 +148,31 @@ class ChannelDenoiser(nn.Module):
 
 
 class Meeting(nn.Module):
-    """Each wire of a layer hears of itself and of both its channels; what it says to them is the mean over their wires."""
+    """Each wire of a layer hears of itself and of both its channels; what it says to them is the mean over their wires.
 
-    def __init__(self, hidden: int) -> None:
+    A colour of the image is no channel: it has nothing to tell and nobody asks it.
+    """
+
+    def __init__(self, hidden: int, *, first: bool) -> None:
         super().__init__()
-        self.own = nn.Linear(hidden, hidden)
-        self.of_origin, self.of_end = (nn.Linear(hidden, hidden, bias=False) for _ in range(2))
+        self.own, self.of_end = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden, bias=False)
         self.known = nn.Linear(hidden, 2 * hidden)
-        self.leave = nn.Linear(hidden, hidden)
-        self.to_origin, self.to_end = (nn.Linear(hidden, hidden) for _ in range(2))
+        self.leave, self.to_end = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.of_origin = None if first else nn.Linear(hidden, hidden, bias=False)
+        self.to_origin = None if first else nn.Linear(hidden, hidden)
 
-    def forward(self, wire_BOCF: Tensor, origin_BCF: Tensor, end_BOF: Tensor, known_BF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, wire_BOCF: Tensor, origin_BCF: Tensor | None, end_BOF: Tensor, known_BF: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """The wires, and what their origins and ends hear."""
-        x, origin, end = (layer_norm(part, part.shape[-1:]) for part in (wire_BOCF, origin_BCF, end_BOF))
-        mixed = self.own(x) + self.of_origin(origin)[:, None] + self.of_end(end)[:, :, None]
+        mixed = self.own(_levelled(wire_BOCF)) + self.of_end(_levelled(end_BOF))[:, :, None]
+        if self.of_origin is not None and origin_BCF is not None:
+            mixed = mixed + self.of_origin(_levelled(origin_BCF))[:, None]
         gain, shift = self.known(known_BF)[:, None, None].chunk(2, dim=-1)
         found = silu(mixed * (1 + gain) + shift)
-        return wire_BOCF + self.leave(found), self.to_origin(found.mean(1)), self.to_end(found.mean(2))
+        to_origin = None if self.to_origin is None else self.to_origin(found.mean(1))
+        return wire_BOCF + self.leave(found), to_origin, self.to_end(found.mean(2))
 
 
-def _heard(channels: list[Tensor], by_origin: list[Tensor], by_end: list[Tensor]) -> list[Tensor]:
-    """Channels, from those of the image to the classes, with what the wires that leave and reach them said."""
-    found = list(channels)
-    for number, (origin_BCF, end_BOF) in enumerate(zip(by_origin, by_end, strict=True)):
-        found[number] = found[number] + origin_BCF
-        found[number + 1] = found[number + 1] + end_BOF
-    return found
+def _levelled(x: Tensor) -> Tensor:
+    return layer_norm(x, x.shape[-1:])

@@ -67,7 +67,13 @@ def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | 
         yield "mcdi.models", "ocd goes out from what reptile has learnt; add reptile"
     if not collect:
         return
-    if collect.dim == 0:
+    if collect.learner == "conv":
+        if mcdi.correct != "means":
+            yield (
+                "mcdi.correct",
+                f"must be means for collect.learner conv, whose generators are told by images, got {mcdi.correct}",
+            )
+    elif collect.dim == 0:
         yield "collect.dim", "must be at least 1 for mcdi.models: its denoiser is for whitened inputs, got 0"
     if (collect.keep - 1) % mcdi.segments:
         yield "collect.keep", f"must be 1 more than a multiple of mcdi.segments {mcdi.segments}, got {collect.keep}"
@@ -87,6 +93,8 @@ def _collect_conflicts(collect: Collect) -> Iterator[tuple[str, str]]:
     if collect.learner in ("mlp", "conv") and collect.sees != "support":
         must = f"must be support for collect.learner {collect.learner}"
         yield "collect.sees", f"{must}, got {collect.sees}; raise collect.shot to show it more"
+    if collect.learner == "conv" and collect.spread != 1:
+        yield "collect.spread", f"must be 1 for collect.learner conv, which sees images and no features, got {collect.spread:g}"
     if collect.noise and collect.sees != "support":  # tasks that see all images of a class share them
         yield "collect.noise", f"must be 0 for collect.sees {collect.sees}, got {collect.noise:g}"
     if collect.weight_decay * collect.lr > 1:

@@ -34,7 +34,7 @@ class Condition:
     support_BWSE: Tensor | None = None
 
     def repeated(self, times: int) -> Condition:
-        """Of all tasks, as often one after the other."""
+        """The same tasks, as many times over."""
         shown = None if self.support_BWSE is None else self.support_BWSE.repeat(times, 1, 1, 1)
         return Condition(self.mean_BWD.repeat(times, 1, 1), self.shots_B, shown)
 

@@ -29,7 +29,7 @@ COARSE = 4  # steps of temperatures at first, then those around the best
 RowsOf = Callable[[Tensor, int], Tensor]  # support (E, W, S, D) and the number of the batch -> class rows (G, E, W, D)
 WeightsOf = Callable[[Pictures, int], Tensor]  # pictures (E, W, S) and that number -> weights (G, E, P) of a base learner
 LogitsOf = Callable[[Tensor, Pictures], Tensor]  # weights (E, P) and pictures (E, N) -> logits (E, N, W)
-OfRows = TypeVar("OfRows", Tensor, Pictures)
+Images = TypeVar("Images", Tensor, Pictures)
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def learner_scores(theta: Iterable[Tensor], logits_of: LogitsOf, pictures: Pictu
     return torch.cat(parts, dim=1)
 
 
-def _by_batch(of_support: Callable[[OfRows, int], Tensor], images: OfRows, episodes: Episodes) -> Iterator[Tensor]:
+def _by_batch(of_support: Callable[[Images, int], Tensor], images: Images, episodes: Episodes) -> Iterator[Tensor]:
     """What is made of the supports of one batch after the other."""
     for batch, start in enumerate(range(0, len(episodes.support_EWS), BATCH)):
         support_EWS = torch.from_numpy(episodes.support_EWS[start : start + BATCH]).long().to(images.device)

@@ -1,5 +1,5 @@
 """What a base learner sees of an image: its features, or their leading directions, whitened by what is known of base classes; its
-pixels, if the learner is a whole network. What a generator is told of a task are always features.
+pixels, if the learner is a whole network.
 
 Shapes: N images, D features, E directions, Q pixels, C base classes, M images of a class.
 """

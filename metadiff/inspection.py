@@ -30,13 +30,12 @@ def summary(store: TrajectoryStore) -> list[str]:
     parts = ", ".join(f"{part['name']} {tuple(part['shape'])} from {part['offset']}" for part in about["layout"])
     kinds = {"cosine": f" of scale {params['scale']:g}", "mlp": f" of {params['hidden']:,} hidden units"}
     kinds |= {"conv": f" of {about['layout'][0]['shape'][0]} channels"}
-    size = sum(int(np.prod(part["shape"])) for part in about["layout"])
     versions = ", ".join(f"{name} {version}" for name, version in (about["versions"] | {"zarr": about["zarr"]}).items())
     return [
         f"{about['dataset']}: {len(store):,} of {params['tasks']:,} tasks accepted ({refused})",
         f"tasks     {params['way']}-way, {params['shot']} support images a class, each sees {sees}; seed {about['seed']}",
         f"inputs    {_inputs(params)}",
-        f"vector    {params['learner']} learner{kinds.get(params['learner'], '')}: {size:,} numbers: {parts}",
+        f"vector    {params['learner']} learner{kinds.get(params['learner'], '')}: {store.size:,} numbers: {parts}",
         f"path      {_optimizer(params)} from Gaussian weights of deviation {params['init_std']:g}",
         f"store     {store.blocks} blocks of up to {about['block']:,} tasks, {len(store.steps)} kept steps; {versions}",
     ]

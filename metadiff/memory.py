@@ -17,12 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metadiff.channels import wires_of
 from metadiff.errors import DataError
 from metadiff.layout import parts_of
 from metadiff.learner import BaseLearner, Head
 from metadiff.matching import least_cost, pairing, smallest
-from metadiff.network import Network
+from metadiff.network import Network, wires_of
 from metadiff.paths import WeightScale
 from metadiff.symmetry import with_classes, with_units_of
 
@@ -30,7 +29,7 @@ NUMBERS = 25_000_000  # of the vectors that are matched at a time, of one of the
 MOST = 8192  # training vectors that are compared with, of more the first ones,
 MOST_NUMBERS = 50_000_000  #   and of networks no more than have as many weights
 SAMPLE = 200  # training vectors whose nearest other one is looked for, among all
-TOGETHER = 64  # pairs of networks that are put in order at a time
+PAIRS = 64  # of networks, that are put in order at a time
 LIKELY = 8  # training networks that each is compared with, of them all those with the most alike marks
 BY_HEART = 0.5  # generated weights memorise below this share of the distance between training weights
 
@@ -60,6 +59,16 @@ class Remembered:
         one, other = (found.double() / self.scale.deviation_P for found in (theta_AP, other_AP))
         ordered_AP = with_units_of(one, other, self.learner)
         found: Tensor = torch.linalg.vector_norm(ordered_AP - other, dim=1)
+        return found
+
+    @cached_property
+    def typical(self) -> float:
+        """The median of `apart`."""
+        found = float(np.median(self.apart))
+        if found <= 0:
+            raise DataError(
+                "data/trajectories: half of the paths end where others do: raise collect.tasks or change collect.shot"
+            )
         return found
 
     @cached_property
@@ -111,7 +120,7 @@ def _nearest_network(one_AP: Tensor, other_BP: Tensor, learner: Network, *, amon
     likely_AK = apart_AB.topk(min(LIKELY, len(other_BP) - among), largest=False).indices
     first_I = torch.arange(len(one_AP), device=one_AP.device).repeat_interleave(likely_AK.shape[1])
     orders, distances = [], []
-    for row_I, likely_I in zip(*(torch.split(found, TOGETHER) for found in (first_I, likely_AK.flatten())), strict=True):
+    for row_I, likely_I in zip(*(torch.split(found, PAIRS) for found in (first_I, likely_AK.flatten())), strict=True):
         mine_IP = one_AP[row_I].double()
         theirs_IP = with_units_of(other_BP[likely_I].double(), mine_IP, learner)
         mine, theirs = (wires_of(learner, found)[-1].kernel_BOCJ.flatten(2) for found in (mine_IP, theirs_IP))
@@ -124,9 +133,16 @@ def _nearest_network(one_AP: Tensor, other_BP: Tensor, learner: Network, *, amon
 
 
 def _marks(theta_AP: Tensor, learner: Network) -> Tensor:
-    """(A, M): of each layer the lengths of what reaches its channels, sorted."""
-    lengths = (wires.kernel_BOCJ.square().sum((2, 3)) + wires.bias_BO.square() for wires in wires_of(learner, theta_AP))
-    return torch.cat([length_AO.sqrt().sort(dim=1).values for length_AO in lengths], dim=1)
+    """(A, M): of each layer the sum over all its wires, by place in the kernel, and over its channels.
+
+    These are projections on directions that no order changes. So they show the difference of two networks in whatever orders, the
+    nearest ones among them, from a few sides: a copy that is much nearer than others has marks that are much nearer.
+    """
+    found = []
+    for wires in wires_of(learner, theta_AP):
+        count = wires.kernel_BOCJ.shape[1] * wires.kernel_BOCJ.shape[2]
+        found += [wires.kernel_BOCJ.sum((1, 2)) / count**0.5, wires.bias_BO.sum(1, keepdim=True) / wires.bias_BO.shape[1] ** 0.5]
+    return torch.cat(found, dim=1)
 
 
 def overlap(one_EQ: Tensor, other_EQ: Tensor, target_Q: Tensor) -> float:
@@ -136,11 +152,8 @@ def overlap(one_EQ: Tensor, other_EQ: Tensor, target_Q: Tensor) -> float:
     return int((wrong_one_EQ & wrong_other_EQ).sum()) / either if either else 1.0
 
 
-def verdict(generated_A: NDArray[np.float64], training_B: NDArray[np.float64]) -> str:
-    """In a sentence, from the distances of both to the nearest training weights: by the ratio of their medians."""
-    apart = float(np.median(training_B))
-    if apart <= 0:
-        raise DataError("data/trajectories: half of the paths end where others do: raise collect.tasks or change collect.shot")
+def verdict(generated_A: NDArray[np.float64], apart: float) -> str:
+    """In a sentence, from the distances to the nearest training weights, and how far these typically lie from each other."""
     ratio = float(np.median(generated_A)) / apart
     word = "by heart" if ratio < BY_HEART else "not by heart"
     return (

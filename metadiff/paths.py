@@ -97,12 +97,19 @@ class Paths(Protocol):
 class PathTasks:
     """Batches of paths, a function of the generator; a support is a few of the images that a path has seen."""
 
-    shown_NE: Tensor | None = None  # what networks see of any image: then a generator is shown the support
-
     def __init__(
-        self, images: BaseTasks, paths: Paths, seen: PathImages, scale: WeightScale, posterior: Posterior | None = None
+        self,
+        images: BaseTasks,
+        paths: Paths,
+        seen: PathImages,
+        scale: WeightScale,
+        *,
+        posterior: Posterior | None = None,
+        shown_NE: Tensor | None = None,
     ) -> None:
-        self.images, self.paths, self.seen, self.scale, self.posterior = images, paths, seen, scale, posterior
+        """``shown_NE`` is what networks see of any image: then a generator is shown the support."""
+        self.images, self.paths, self.seen, self.scale = images, paths, seen, scale
+        self.posterior, self.shown_NE = posterior, shown_NE
         self.classes_NW = images.numbers_of(seen.classes_NW)
 
     def draw(self, generator: Generator, *, tasks: int, shots: Sequence[int]) -> PathBatch:
@@ -137,11 +144,20 @@ def rule_of(about: Mapping[str, Any]) -> Rule:
     return Rule(about["optimizer"], about["lr"], about["momentum"], about["sam"], about["weight_decay"])
 
 
-def followed(store: TrajectoryStore, learner: BaseLearner, seen_NE: Tensor, start_P: Tensor, *, kept: tuple[int, ...]) -> Tensor:
-    """(N, K, P): the weights at these steps of the recorded optimiser from here, on the recorded supports, without noise."""
+def followed(
+    store: TrajectoryStore,
+    learner: BaseLearner,
+    seen_NE: Tensor,
+    start_P: Tensor,
+    *,
+    kept: tuple[int, ...],
+    most: int | None = None,
+) -> Tensor:
+    """(N, K, P): the weights at these steps of the recorded optimiser from here, on the recorded supports, without noise; of very
+    many tasks the first ones."""
     rule, found = rule_of(store.attributes["params"]), []
-    for block in range(store.blocks):
+    for block in range(store.blocks_of(most)):
         support = torch.from_numpy(store.support[store.rows(block)]).long()
         objective = OnSupport(learner, seen_NE[support.to(seen_NE.device)])
         found.append(follow(objective, start_P.expand(len(support), -1), rule=rule, kept=kept)[0])
-    return torch.cat(found)
+    return torch.cat(found)[:most]

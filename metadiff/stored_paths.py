@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metadiff.errors import CorruptArtifactError
+
 if TYPE_CHECKING:
     from metadiff.trajectory_store import TrajectoryStore
 
@@ -23,7 +25,6 @@ class StoredPaths:
     def __init__(self, store: TrajectoryStore, segments: int) -> None:
         self._store, self._segments = store, segments
         self._steps = range(len(store.steps))[store.ends_of(segments)][1:]  # noise stands for the start
-        self._size = sum(int(np.prod(part["shape"])) for part in store.attributes["layout"])
 
     def __len__(self) -> int:
         return len(self._store)
@@ -43,9 +44,12 @@ class StoredPaths:
 
     def _path(self, number: int) -> Tensor:
         block, row = divmod(number, int(self._store.attributes["block"]))
-        path_KP = np.empty((len(self._steps), self._size), np.dtype("<f4"))
+        path_KP = np.empty((len(self._steps), self._store.size), np.dtype("<f4"))
         with self._store.weights_file(block).open("rb") as file:
             for place, step in enumerate(self._steps):
                 file.seek(self._starts[block][step] + row * path_KP[place].nbytes)
-                file.readinto(path_KP[place].data)
+                if file.readinto(path_KP[place].data) < path_KP[place].nbytes:
+                    raise CorruptArtifactError(
+                        f"{file.name}: ends within the weights of task {number}; make it again: dvc repro collect"
+                    )
         return torch.from_numpy(path_KP)

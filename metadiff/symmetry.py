@@ -12,11 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from metadiff.channels import Wires, network_of, wires_of
 from metadiff.layout import parts_of
 from metadiff.learner import BaseLearner, Learner
 from metadiff.matching import pairing
-from metadiff.network import Network
+from metadiff.network import Network, Wires, network_of, wires_of
 
 CLASSES = {"weight": 1, "bias": 1, "leave.weight": 2, "leave.bias": 1}  # the axis of each part that goes over classes,
 UNITS = {"enter.weight": 1, "enter.bias": 1, "leave.weight": 1}  # and that over hidden units

@@ -33,7 +33,6 @@ from metadiff.errors import DataError
 from metadiff.generator import undump
 from metadiff.lineage import LINEAGE, LOCK, METRICS, RESULTS, experiments, read_chain, restore
 from metadiff.methods.mcdi import WEIGHT_MODELS
-from metadiff.network import Network
 from metadiff.newclasses import one_task, rows_by_count
 from metadiff.params import Evaluate
 from metadiff.pictures import Pictures
@@ -145,10 +144,6 @@ class Tracked:
             )
         if isinstance(candidate, OfRows) and not self.joint:
             return rows_by_count(candidate.rows_of, features_ND, class_N)
-        if any(isinstance(made.learner, Network) for made in self.weight_generators.values()):
-            raise DataError(
-                f"{self.method}: its weights are those of a network that sees pixels, new classes are told by features"
-            )
         return candidate.adapt(Pictures(features_ND), one_task(class_N))
 
 
@@ -220,7 +215,7 @@ def read_run(root: Path, method: str, told: Mapping[str, Any]) -> Tracked:
     for folder in map(str, (BACKBONE, GENERATOR)):  # what else evaluate read is not used here
         if manifests[folder] != stages["evaluate"]["inputs"][folder]:
             raise DataError(f"{root / folder}: another one than {root / RESULTS} judged; run: dvc repro")
-    name = named(metrics, method, where=root / METRICS)
+    name = named(metrics, method, learner=stages["collect"]["params"]["learner"], where=root / METRICS)
     lineage = {
         "dataset": metrics["dataset"],
         "method": name,
@@ -234,15 +229,17 @@ def read_run(root: Path, method: str, told: Mapping[str, Any]) -> Tracked:
     return Tracked(lineage, net, read_moments(root, lineage), read_generator(root, name))
 
 
-def named(metrics: Mapping[str, Any], method: str, *, where: Path) -> str:
-    """The classifier that is asked for."""
+def named(metrics: Mapping[str, Any], method: str, *, learner: str, where: Path) -> str:
+    """The classifier that is asked for; ``learner`` is that of whole weights."""
     name = best(metrics) if method == BEST else method
-    usable = [name for name in metrics["chosen"] if name not in LOOKED_UP]
+    usable = [name for name in metrics["chosen"] if name not in LOOKED_UP and not (learner == "conv" and of_weights(name))]
     if name in usable:
         return name
     why = f"{where} has no such classifier"
-    if name in metrics["chosen"]:
+    if name in LOOKED_UP:
         why = "its weights are looked up among those of training tasks, which are not read for new classes"
+    elif name in metrics["chosen"]:
+        why = "its weights are those of a network that sees images, and new classes are told by their features"
     raise DataError(f"method {name}: {why}; expected best or {', '.join(usable)}")
 
 

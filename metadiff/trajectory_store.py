@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -112,7 +113,17 @@ class TrajectoryStore:
 
     @property
     def blocks(self) -> int:
-        return -(-len(self) // int(self.attributes["block"]))
+        return self.blocks_of(None)
+
+    def blocks_of(self, most: int | None) -> int:
+        """That hold as many tasks, or all."""
+        count = len(self) if most is None else min(most, len(self))
+        return -(-count // int(self.attributes["block"]))
+
+    @property
+    def size(self) -> int:
+        """Numbers of a vector of weights."""
+        return sum(math.prod(part["shape"]) for part in self.attributes["layout"])
 
     def rows(self, block: int) -> slice:
         """Which tasks a block holds."""
@@ -153,9 +164,10 @@ class TrajectoryStore:
         ids = (self.task[rows], self.classes[rows], self.support[rows])
         return Trajectories(*ids, self.weights(block), self.loss[rows], self.accuracy[rows])
 
-    def end_points(self) -> Floats:
-        """Where every path ends (N, P); the steps on the way there are not read."""
-        return np.concatenate([self._weights(block, slice(-1, None))[:, 0] for block in range(self.blocks)])
+    def end_points(self, most: int | None = None) -> Floats:
+        """Where every path ends (N, P), or the first of very many; the steps on the way there are not read."""
+        blocks = range(self.blocks_of(most))
+        return np.concatenate([self._weights(block, slice(-1, None))[:, 0] for block in blocks])[:most]
 
     @cached_property
     def steps(self) -> Ints:

@@ -111,6 +111,10 @@ class UnitDenoiser(nn.Module):
         frame = self.frame(condition, theta_BP)
         return frame.leave(self.within(frame, frame.enter(theta_BP), t_B, condition))
 
+    def blank(self, like_BP: Tensor) -> Tensor:
+        """What a network starts with that has no noise."""
+        return torch.zeros_like(like_BP)
+
     def frame(self, condition: Condition, *heads_BP: Tensor) -> Frame:
         return Frame.of(self.learner, condition.mean_BWD, *heads_BP)
 

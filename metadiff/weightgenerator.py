@@ -22,7 +22,7 @@ from metadiff.methods.mcdi import McDi, build_weights
 from metadiff.paths import WeightScale, seen_of
 from metadiff.pictures import Pictures
 
-TOGETHER = 600_000  # weights, of all tasks and draws of one tensor program: more at a time are no quicker
+WEIGHTS = 600_000  # of all tasks and draws of one tensor program; of perceptrons more at a time are no quicker
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class WeightGenerator:
 
     def draws(self, support_EWS: Pictures, noises: Sequence[Noise]) -> Tensor:
         """(G, E, P): weights by each noise; several draws are one tensor program."""
-        told, count, found = self._told(support_EWS), max(1, TOGETHER // (len(support_EWS) * self.learner.size)), []
+        told, count, found = self._told(support_EWS), max(1, WEIGHTS // (len(support_EWS) * self.learner.size)), []
         for group in (noises[start : start + count] for start in range(0, len(noises), count)):
             drawn = self.scale.restore(self.method.sample(told.repeated(len(group)), partial(each_its_own, group)))
             found.append(drawn.view(len(group), len(support_EWS), -1))
@@ -80,6 +80,6 @@ def undump_weights(
     scale = WeightScale(**group("scale"))
     method = build_start(facts, device=device) if facts["model"] == "reptile" else build_weights(facts, scale, device=device)
     method.net.load_state_dict(
-        trained_weights(tensors, method.net, kind, f"{facts['model']} of {facts['learner']['kind']} heads")
+        trained_weights(tensors, method.net, kind, f"{facts['model']} of {facts['learner']['kind']} learners")
     )
     return WeightGenerator(method, Inputs(**group("inputs")), scale, facts["start_std"], posterior_in(tensors, device))

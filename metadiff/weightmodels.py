@@ -80,8 +80,8 @@ class WeightModels:
 
     def _generator(self, facts: dict[str, Any], paths: Paths, scale: WeightScale) -> Subject:
         section, method = self.section, build_weights(facts, scale, device=str(self.device))
-        tasks = PathTasks(self.images, paths, PathImages.of(self.store), scale, self.posterior)
-        tasks.shown_NE = self.seen_NE if self.inputs.of_pixels else None
+        shown = self.seen_NE if self.inputs.of_pixels else None
+        tasks = PathTasks(self.images, paths, PathImages.of(self.store), scale, posterior=self.posterior, shown_NE=shown)
         reptile = Reptile(section.inner, section.inner_lr, section.inner_steps, literal=section.optimizer == "sgd")
         slope = backward if facts["model"] == "weights-regression" else reptile.slope
         return self._subject(method, facts, scale, partial(tasks.draw, tasks=section.batch, shots=section.shots), slope)
@@ -109,7 +109,7 @@ class WeightModels:
 
     @cached_property
     def images(self) -> BaseTasks:
-        """The base images as a generator is told of them."""
+        """The base images as a generator of heads is told of them."""
         return BaseTasks(self.inputs.of(self.moved.features), self.data)
 
     @cached_property

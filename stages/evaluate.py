@@ -23,9 +23,10 @@ from metadiff.baselines.nearest import PathEnds
 from metadiff.classifiers import classifiers, make_generators, make_training_tasks, make_weight_generators, read_checkpoints
 from metadiff.episodes import draw_episodes, shared_groups
 from metadiff.judging import Verdict, summary, verdict
-from metadiff.pictures import read_pictures
+from metadiff.pictures import Pictures, read_pictures
 from metadiff.store import read_rows, write_arrays
 from metadiff.trajectory_store import open_trajectories
+from metadiff.weightclassifiers import of_weights
 from stages.checks import results_contract
 from stages.curves import chain_curve, draws_curve, sampling_curve
 from stages.executors import Job, computed_units
@@ -55,10 +56,11 @@ def build(run: Run[Evaluate]) -> None:
     tasks = make_training_tasks(ends, weights, features, data)
     candidates = dict(classifiers(section, GaussianPosterior(features, data), generators, weights, tasks))
     names = [*candidates]
-    judge = partial(verdict, section=section, drawn=drawn, data=data, pictures=pictures, checkpoints=checkpoints, ends=ends)
+    judge = partial(verdict, section=section, drawn=drawn, data=data, checkpoints=checkpoints, ends=ends)
 
     def job_of(name: str) -> Job[Verdict]:
-        return partial(judge, name, device=run.device)
+        seen = pictures if of_weights(name) else Pictures(pictures.features)
+        return partial(judge, name, pictures=seen, device=run.device)
 
     size = dict.fromkeys(names, len(drawn) * section.episodes)
     folders = computed_units(run, size, job_of, save_unit, what="classifying", unit="episodes")

@@ -15,7 +15,7 @@ from metadiff.diffusion import gaussian_noise
 from metadiff.episodes import Episodes
 from metadiff.evaluation import BATCH, learner_scores, targets
 from metadiff.inputs import moved
-from metadiff.memory import SAMPLE, Remembered, overlap, verdict
+from metadiff.memory import SAMPLE, Remembered, compared, overlap, verdict
 from metadiff.paths import PathImages, followed
 from metadiff.pictures import Pictures
 from metadiff.rng import torch_stream
@@ -65,10 +65,11 @@ def memory_facts(
 
 def ends_of(made: WeightGenerator, store: TrajectoryStore, pictures: Pictures, data: Rows) -> Tensor:
     """Where the paths ended that it learned from: the recorded ones or, if they all begin at one start, others from there."""
+    most = compared(made.learner.size)
     if not made.scale.shift_P.any():
-        return torch.from_numpy(store.end_points()).to(pictures.device)
-    seen_NE = made.inputs.seen(moved_as(store, pictures, data))
-    return followed(store, made.learner, seen_NE, made.scale.shift_P, kept=(store.attributes["params"]["steps"],))[:, 0]
+        return torch.from_numpy(store.end_points(most)).to(pictures.device)
+    seen_NE, kept = made.inputs.seen(moved_as(store, pictures, data)), (store.attributes["params"]["steps"],)
+    return followed(store, made.learner, seen_NE, made.scale.shift_P, kept=kept, most=most)[:, 0]
 
 
 def moved_as(store: TrajectoryStore, pictures: Pictures, data: Rows) -> Pictures:
@@ -80,11 +81,11 @@ def moved_as(store: TrajectoryStore, pictures: Pictures, data: Rows) -> Pictures
 def reconstruction(
     made: WeightGenerator, known: Remembered, store: TrajectoryStore, section: Evaluate, *, pictures: Pictures, data: Rows
 ) -> float:
-    """How far from a path's end its generator comes out, told of images that the path has seen; 1 is as far as ends of others."""
+    """How far from a path's end its generator comes out, told of images that it has seen; 1: as far as the nearest other end."""
     shown, ends_AP = moved_as(store, pictures, data), known.end_BP[:SAMPLE]
     rows_AWS = own_supports(store, shown.features, data, max(section.shots), section.seed)[: len(ends_AP)]
     drawn_AP = made.weights(shown[rows_AWS.to(shown.device)], gaussian_noise(torch_stream(section.seed, "reconstruction")))
-    return round(float(known.distances(drawn_AP, ends_AP).median()) / float(np.median(known.apart)), 4)
+    return round(float(known.distances(drawn_AP, ends_AP).median()) / known.typical, 4)
 
 
 def own_supports(store: TrajectoryStore, features_ND: Tensor, data: Rows, shot: int, seed: int) -> Tensor:
@@ -118,9 +119,9 @@ def memory_of(
     rivals = {"nearest": nearest_EQ, "draws": second_EQ, "finetune-random": tuned_EQ}
     return {
         "to_training": round(float(np.median(distance_E)), 4),
-        "among_training": round(float(np.median(known.apart)), 4),
-        "ratio": round(float(np.median(distance_E) / np.median(known.apart)), 4),
+        "among_training": round(known.typical, 4),
+        "ratio": round(float(np.median(distance_E)) / known.typical, 4),
         "training_weights": len(known.end_BP),
         "overlap": {name: round(overlap(first_EQ, other_EQ, target_Q), 4) for name, other_EQ in rivals.items()},
-        "verdict": verdict(distance_E, known.apart),
+        "verdict": verdict(distance_E, known.typical),
     }

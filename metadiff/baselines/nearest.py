@@ -22,7 +22,7 @@ from metadiff.evaluation import WeightsOf
 from metadiff.inputs import Inputs, moved
 from metadiff.learner import BaseLearner
 from metadiff.matching import least_cost, pairing, smallest
-from metadiff.memory import Remembered, compared
+from metadiff.memory import NUMBERS, Remembered, compared
 from metadiff.paths import WeightScale
 from metadiff.pictures import Pictures
 from metadiff.rng import torch_stream
@@ -49,9 +49,8 @@ class PathEnds:
 
     @classmethod
     def of(cls, store: TrajectoryStore) -> PathEnds:
-        ends = store.end_points()
-        most = compared(ends.shape[1])
-        ends_NP, classes_NW = (torch.from_numpy(values[:most]) for values in (ends, store.classes))
+        most = compared(store.size)
+        ends_NP, classes_NW = (torch.from_numpy(values) for values in (store.end_points(most), store.classes[:most]))
         return cls(ends_NP, classes_NW, store.attributes["params"]["spread"])
 
 
@@ -103,11 +102,18 @@ def average_weights(tasks: TrainingTasks, neighbours: int) -> WeightsOf:
     Units of random starts in any order would average out to nothing, which would prove nothing.
     """
 
+    count = min(neighbours, len(tasks.end_NP))
+    together = max(1, NUMBERS // (count * tasks.learner.size))
+
     def weights(support_EWS: Pictures, _batch: int) -> Tensor:
-        theta_EKP = tasks.near(support_EWS, min(neighbours, len(tasks.end_NP)))
+        groups = (support_EWS[start : start + together] for start in range(0, len(support_EWS), together))
+        return torch.cat([average(group) for group in groups])[None]
+
+    def average(support_EWS: Pictures) -> Tensor:
+        theta_EKP = tasks.near(support_EWS, count)
         first_EKP = theta_EKP[:, :1].expand_as(theta_EKP)
         matched_IP = with_units_of(theta_EKP.flatten(0, 1), first_EKP.flatten(0, 1), tasks.learner)
-        return matched_IP.view_as(theta_EKP).mean(1)[None]
+        return matched_IP.view_as(theta_EKP).mean(1)
 
     return weights
 

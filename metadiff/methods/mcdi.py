@@ -19,6 +19,7 @@ from metadiff.channels import ChannelDenoiser
 from metadiff.consistency import Chain, Rule, Watch, add_noise, chain, ddim, mean_steps, squared_errors
 from metadiff.denoiser import Condition, initialise
 from metadiff.diffusion import Noise
+from metadiff.layout import tensors_of
 from metadiff.learner import BaseLearner, build_learner
 from metadiff.network import Network
 from metadiff.paths import PathBatch, WeightScale
@@ -112,7 +113,7 @@ class McDi:
         return found
 
     def over_parts(self, values_BP: Tensor) -> Tensor:
-        parts = [values_BP[:, part.offset : part.offset + part.size].mean(1) for part in self.learner.layout()]
+        parts = [part.flatten(1).mean(1) for part in tensors_of(values_BP, self.learner.layout())]
         return torch.stack(parts).mean(0)
 
 
@@ -127,7 +128,7 @@ class WeightRegression(McDi):
         return self._estimate(condition, condition.mean_BWD.new_empty(len(condition.mean_BWD), self.learner.size))
 
     def _estimate(self, condition: Condition, like_BP: Tensor) -> Tensor:
-        out: Tensor = self._net(torch.zeros_like(like_BP), torch.zeros(1, device=like_BP.device), condition)
+        out: Tensor = self._net(self._net.blank(like_BP), torch.zeros(1, device=like_BP.device), condition)
         return out
 
 

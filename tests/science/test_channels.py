@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from metadiff.channels import TOGETHER, ChannelDenoiser, Wires, answers, network_of, wires_of
+from metadiff.channels import NETWORKS, ChannelDenoiser, answers
 from metadiff.denoiser import Condition, initialise
-from metadiff.network import Network
+from metadiff.network import Network, Wires, network_of, wires_of
 
 WAY, SHOT, CHANNELS = 3, 2, 4
 SIDES = {"one place left": 28, "four places left": 60}
@@ -89,7 +89,7 @@ def test_classes_in_another_order_give_the_network_in_that_order() -> None:
 
 
 def test_a_network_in_a_batch_gets_what_it_gets_alone() -> None:
-    learner, tasks = network(), TOGETHER + 3
+    learner, tasks = network(), NETWORKS + 3
     theta_BP, support = drawn(tasks, learner.size), supports(learner, tasks)
     together = answer(learner, theta_BP, support)
     alone = torch.cat([answer(learner, theta_BP[n : n + 1], support[n : n + 1]) for n in range(tasks)])
@@ -120,9 +120,4 @@ def test_gradients_reach_every_weight() -> None:
     learner, net = network(), net_of(network())
     condition = Condition(torch.zeros(2, WAY, 1), torch.full((1,), float(SHOT)), supports(learner, 2))
     net(drawn(2, learner.size), torch.tensor([0.5], dtype=torch.float64), condition).square().sum().backward()
-    unmoved = {name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()}
-    assert unmoved == {  # nothing is known of a colour at first, and what it hears at last is not asked
-        "layers.0.0.of_origin.weight",
-        "layers.1.0.to_origin.weight",
-        "layers.1.0.to_origin.bias",
-    }
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []

@@ -124,9 +124,9 @@ METRICS = {
 
 
 def test_the_best_is_one_that_takes_any_number_of_classes() -> None:
-    assert named(METRICS, "best", where=Path("metrics.json")) == "metadiff"
-    assert named(METRICS, "ncm", where=Path("metrics.json")) == "ncm"
-    assert named(METRICS, "local", where=Path("metrics.json")) == "local"
+    assert named(METRICS, "best", learner="mlp", where=Path("metrics.json")) == "metadiff"
+    assert named(METRICS, "ncm", learner="conv", where=Path("metrics.json")) == "ncm"
+    assert named(METRICS, "local", learner="mlp", where=Path("metrics.json")) == "local"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,13 @@ def test_the_best_is_one_that_takes_any_number_of_classes() -> None:
 )
 def test_what_cannot_be_used_is_refused_with_what_can(method: str, why: str) -> None:
     with pytest.raises(DataError, match=f"^method {method}: {why}; expected best or ncm, metadiff, local$"):
-        named(METRICS, method, where=Path("metrics.json"))
+        named(METRICS, method, learner="mlp", where=Path("metrics.json"))
+
+
+def test_networks_cannot_be_made_from_features() -> None:
+    why = "its weights are those of a network that sees images, and new classes are told by their features"
+    with pytest.raises(DataError, match=f"^method local: {why}; expected best or ncm, metadiff$"):
+        named(METRICS, "local", learner="conv", where=Path("metrics.json"))
 
 
 def tracked(method: str, **facts: object) -> Tracked:

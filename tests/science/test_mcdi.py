@@ -103,6 +103,16 @@ def test_copies_in_one_program_are_those_of_a_loop(model: str, inner: str, liter
         torch.testing.assert_close(slopes(together)[name], want.detach())
 
 
+@pytest.mark.parametrize("learner", [LEARNER, NETWORK], ids=["mlp", "conv"])
+@torch.no_grad()
+def test_the_control_knows_the_support_and_no_noise(learner: BaseLearner) -> None:
+    control, told, other = method("weights-regression", learner=learner), *(batch(3, seed, learner).condition for seed in (1, 2))
+    first, again = (control.sample(told, gaussian_noise(torch_stream(seed, "noise"))) for seed in (0, 1))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, control.sample(other, gaussian_noise(torch_stream(0, "noise"))), rtol=1e-3)
+    assert not torch.allclose(first[0], first[1], rtol=1e-3)
+
+
 def test_with_one_inner_step_the_copies_make_the_step_of_their_mean_loss() -> None:
     tasks, short, general = batch(), method(), method()
     loss = Reptile("sgd", 0.5, 1, literal=False).slope(short, tasks, torch_stream(0, "noise"))

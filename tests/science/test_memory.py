@@ -110,7 +110,7 @@ def reordered_network(theta_P: Tensor, channels: list[list[int]], classes: list[
 
 
 def test_a_network_in_another_order_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "TOGETHER", 5)
+    monkeypatch.setattr(memory, "PAIRS", 5)
     training = drawn(20, CONV)
     orders = [[1, 0, 2, 3], [3, 2, 1, 0], [0, 2, 1, 3], [2, 3, 0, 1]]
     copies = torch.stack([reordered_network(training[number], orders, [1, 2, 0]) for number in (13, 4)])
@@ -123,6 +123,21 @@ def test_a_network_in_another_order_is_found(monkeypatch: pytest.MonkeyPatch) ->
     apart = nearest(training[:3], training, CONV, among=True)
     assert (apart.index_A != torch.arange(3)).all()
     assert (apart.distance_A > 10 * found.distance_A.max()).all()
+
+
+def test_a_network_that_is_nearly_a_copy_is_found_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far from its source as a copy may be: all others are compared, then those alone whose marks are alike."""
+    training, orders = drawn(200, CONV), [[1, 0, 2, 3], [3, 2, 1, 0], [0, 2, 1, 3], [2, 3, 0, 1]]
+    copies = torch.stack([reordered_network(theta, orders, [1, 2, 0]) for theta in training[:20]])
+    noise = drawn(20, CONV, seed=3)
+    monkeypatch.setattr(memory, "LIKELY", 200)
+    typical = nearest(training[:20], training, CONV, among=True).distance_A.median()
+    generated = copies + 0.45 * typical.float() * noise / noise.norm(dim=1, keepdim=True)
+    every = nearest(generated, training, CONV)
+    monkeypatch.undo()
+    likely = nearest(generated, training, CONV)
+    assert (likely.index_A == torch.arange(20)).float().mean() > 0.9
+    assert (likely.distance_A / every.distance_A).median() == 1
 
 
 @LEARNERS
@@ -177,11 +192,14 @@ def test_the_overlap_is_that_of_the_sets_of_errors() -> None:
 
 
 def test_the_verdict_goes_by_the_ratio_of_the_medians() -> None:
-    training = np.array([1.0, 2.0, 300.0])
-    assert verdict(np.array([0.0, 0.9, 500.0]), training).startswith("by heart: generated weights lie 0.45 times as far")
-    assert verdict(np.array([0.0, 1.0, 500.0]), training).startswith("not by heart: generated weights lie 0.50 times as far")
+    assert verdict(np.array([0.0, 0.9, 500.0]), 2.0).startswith("by heart: generated weights lie 0.45 times as far")
+    assert verdict(np.array([0.0, 1.0, 500.0]), 2.0).startswith("not by heart: generated weights lie 0.50 times as far")
+
+
+def test_paths_that_end_where_others_do_are_no_measure() -> None:
+    twice = drawn(3, NET).repeat(2, 1)
     with pytest.raises(DataError, match=r"^data/trajectories: half of the paths end where others do: raise collect\.tasks"):
-        verdict(training, np.array([0.0, 0.0, 1.0]))
+        _ = Remembered(twice, WeightScale.of(NET, twice), NET).typical
 
 
 @LEARNERS
@@ -191,4 +209,4 @@ def test_noisy_copies_in_any_order_are_by_heart_and_fresh_draws_are_not(learner:
     mixed = torch.stack([reordered(theta, [2, 0, 1], [3, 1, 0, 2], learner) for theta in training[:20]])
     generated = (1 - noise) * mixed + noise * drawn(20, learner, seed=3)
     known = Remembered(training, WeightScale.of(learner, training), learner)
-    assert verdict(known.near(generated).distance_A.numpy(), known.apart).startswith(word)
+    assert verdict(known.near(generated).distance_A.numpy(), known.typical).startswith(word)

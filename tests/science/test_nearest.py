@@ -151,9 +151,7 @@ def test_noise_moves_weights_as_far_as_the_nearest_training_weights_lie_apart(le
 
 def test_the_ends_of_a_store_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     theta, classes = np.arange(12.0, dtype=np.float32).reshape(4, 3), np.arange(8).reshape(4, 2)
-    store = SimpleNamespace(
-        end_points=lambda: theta, classes=classes, attributes={"params": {"spread": 0.3}, "learner": {"kind": "mlp"}}
-    )
+    store = SimpleNamespace(size=3, end_points=lambda most: theta[:most], classes=classes, attributes={"params": {"spread": 0.3}})
     found = PathEnds.of(store)
     assert (found.end_NP.tolist(), found.classes_NW.tolist(), found.spread) == (theta.tolist(), classes.tolist(), 0.3)
     monkeypatch.setattr("metadiff.memory.MOST", 3)

@@ -260,6 +260,19 @@ WRONG_TEXTS = {
             )
         ],
     ),
+    "networks told by what a posterior expects": (
+        set_value("mcdi.correct", "posterior", NETWORKS),
+        [
+            at(
+                "mcdi.correct",
+                "mcdi.correct: must be means for collect.learner conv, whose generators are told by images, got posterior",
+            )
+        ],
+    ),
+    "networks of features that are moved": (
+        set_value("collect.spread", "0.5", NETWORKS),
+        [at("collect.spread", "collect.spread: must be 1 for collect.learner conv, which sees images and no features, got 0.5")],
+    ),
     "whole weights on features as they are": (
         set_value("collect.dim", "0", PATHS),
         [at("collect.dim", "collect.dim: must be at least 1 for mcdi.models: its denoiser is for whitened inputs, got 0")],
@@ -474,7 +487,7 @@ GOOD = {
     "perceptrons, with noise": set_value(
         "collect.noise", "0.3", set_value("collect.sees", "support", set_value("collect.learner", "mlp"))
     ),
-    "networks, with a start for all tasks and a generator": NETWORKS,
+    "networks, with a start for all tasks and a generator": set_value("collect.dim", "0", NETWORKS),
     "given, of a folder": set_value(
         "prepare.split", "given", set_value("prepare.path", "x", set_value("prepare.source", "folder"))
     ),

@@ -43,9 +43,9 @@ def ends_from(start_TP: Tensor) -> Tensor:
 
 ENDS = ends_from(STARTS)
 STORE = SimpleNamespace(
-    end_points=ENDS.numpy,
+    end_points=lambda most: ENDS[:most].numpy(),
     attributes={"params": ABOUT},
-    blocks=2,
+    blocks_of=lambda _most: 2,
     classes=CLASSES,
     support=SUPPORT,
     rows=lambda block: slice(20 * block, 20 * block + 20),

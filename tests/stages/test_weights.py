@@ -144,6 +144,7 @@ def test_every_model_is_trained_and_judged_on_the_same_episodes(
         assert f"lie {facts['ratio']:.2f} times as far" in facts["verdict"]
         assert set(facts["overlap"]) == {"nearest", "draws", "finetune-random"}
         assert facts["training_weights"] == 24
+        assert facts["reconstruction"] > 0
     lineage = json.loads((checkout / "data/results/lineage.json").read_bytes())
     assert lineage["stages"]["metatrain"]["methods"]["mcdi"]["segments"] == 3
 
