@@ -19,7 +19,7 @@ import stages  # noqa: F401 - pins the instruction set, as in a run
 from metadiff.episodes import Episodes, draw_episodes
 from metadiff.params import Collect, load
 from metadiff.rows import Rows
-from metadiff.trajectory import collect_block
+from metadiff.trajectory import collect_block, learner_of
 
 ROUNDS = 3
 CLASSES, IMAGES, DIM = 46, 77, 256  # as many as the built-in data have
@@ -84,9 +84,9 @@ def rate(work: Callable[[], object], tasks: int) -> float:
 def measure(section: Collect, rows: Rows, features_ND: np.ndarray) -> dict[str, float]:
     numbers, sizes = range(section.block), {"way": section.way, "shot": section.shot, "query": 0}
     drawn = draw_episodes(rows, "train", **sizes, episodes=len(numbers), seed=0)
-    arrays = {"features_ND": features_ND, "label_N": rows.label}
+    arrays, learner = {"seen_NE": features_ND, "label_N": rows.label}, learner_of(section, features_ND.shape[1], (28, 28, 1))
     features = torch.from_numpy(features_ND)
-    batched = rate(lambda: collect_block(section, numbers, drawn, **arrays, seed=0, device="cpu"), len(numbers))
+    batched = rate(lambda: collect_block(section, learner, numbers, drawn, **arrays, seed=0, device="cpu"), len(numbers))
     alone = rate(lambda: loop(section, drawn, features, rows.label, ALONE), ALONE)
     return {"batched": batched, "loop": alone, "times": batched / alone}
 

@@ -6,7 +6,6 @@ program: torch's optimisers work element by element, so one of them over the bat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -64,10 +63,10 @@ def kept_steps(steps: int, keep: int) -> tuple[int, ...]:
     return tuple(i * steps // (keep - 1) for i in range(keep))
 
 
-def learner_of(section: Collect, dim: int, *, colours: int = 1) -> BaseLearner:
-    """That of images of which it sees ``dim`` numbers: pixels of as many colours, if it is a network."""
+def learner_of(section: Collect, dim: int, shape: tuple[int, int, int]) -> BaseLearner:
+    """One that sees as many numbers of a feature vector or, if it is a network, images of this height, width and colours."""
     if section.learner == "conv":
-        return Network("conv", section.way, math.isqrt(dim // colours), colours, section.channels)
+        return Network("conv", section.way, shape[0], shape[2], section.channels)
     if section.learner == "mlp":
         return Perceptron("mlp", section.way, dim, section.hidden)
     return Learner(section.learner, section.way, dim, section.scale)
@@ -122,18 +121,17 @@ def _slope(objective: Objective, theta_TP: Tensor, *, radius: float) -> Tensor:
 
 def collect_block(
     section: Collect,
+    learner: BaseLearner,
     numbers: range,
     drawn: Episodes,
     *,
-    features_ND: Floats,
+    seen_NE: Floats,
     label_N: Ints,
     seed: int,
     device: str,
-    colours: int = 1,
 ) -> Trajectories:
-    """The trajectories of the tasks of these numbers, good and bad, from the arrays alone: it runs on any worker."""
-    learner = learner_of(section, features_ND.shape[1], colours=colours)
-    objective = _objective(section, learner, numbers, drawn, features_ND=features_ND, label_N=label_N, seed=seed, device=device)
+    """The trajectories of the tasks of these numbers, good and bad, from what is seen of images: it runs on any worker."""
+    objective = _objective(section, learner, numbers, drawn, seen_NE=seen_NE, label_N=label_N, seed=seed, device=device)
     start_TP = starts(numbers, learner, std=section.init_std, seed=seed).to(device)
     rule = Rule(section.optimizer, section.lr, section.momentum, section.sam, section.weight_decay)
     path = follow(objective, start_TP, rule=rule, kept=kept_steps(section.steps, section.keep))
@@ -148,19 +146,19 @@ def _objective(
     numbers: range,
     drawn: Episodes,
     *,
-    features_ND: Floats,
+    seen_NE: Floats,
     label_N: Ints,
     seed: int,
     device: str,
 ) -> Objective:
-    features = torch.from_numpy(features_ND).to(device)
+    seen = torch.from_numpy(seen_NE).to(device)
     if section.sees == "support":
-        support_TWSD = features[torch.from_numpy(drawn.support_EWS).long().to(device)]
-        noise = noises(numbers, tuple(support_TWSD.shape[1:]), std=section.noise, seed=seed)
-        return OnSupport(learner, support_TWSD, noise if section.noise else None)
+        support_TWSE = seen[torch.from_numpy(drawn.support_EWS).long().to(device)]
+        noise = noises(numbers, tuple(support_TWSE.shape[1:]), std=section.noise, seed=seed)
+        return OnSupport(learner, support_TWSE, noise if section.noise else None)
     assert isinstance(learner, Learner), "conflicts.py refuses the others"
     label, classes = (torch.from_numpy(ids).long().to(device) for ids in (label_N, drawn.classes_EW))
-    return OnClasses(learner, features, label, classes)
+    return OnClasses(learner, seen, label, classes)
 
 
 def refusals(found: Trajectories) -> dict[str, NDArray[np.bool_]]:

@@ -2,7 +2,7 @@
 
 The unit of work is a block of tasks: a killed run goes on after the last one it finished. Blocks may be computed by several
 workers (stages/executors.py). A path that is not finite or does not end lower than it began is refused and counted.
-A whole network sees the images themselves; the features then only tell one task from another.
+A whole network sees the images themselves.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ WORST = 0.5  # the share of refused tasks beyond which the settings are to blame
 
 def build(run: Run[Collect]) -> None:
     section, data = run.params, read_rows(FEATURES)
-    colours, pictures = image_shape(IMAGES)[2], read_pictures(FEATURES, IMAGES, pixels=section.learner == "conv")
-    inputs, seen_NE = what_is_seen(section, pictures, data, colours)
-    learner = learner_of(section, seen_NE.shape[1], colours=colours)
+    shape, pictures = image_shape(IMAGES), read_pictures(FEATURES, IMAGES, pixels=section.learner == "conv")
+    inputs, seen_NE = what_is_seen(section, pictures, data, colours=shape[2])
+    learner = learner_of(section, seen_NE.shape[1], shape)
     run.reserve(2 * 4 * section.tasks * section.keep * learner.size)
-    folders = collect(run, data, seen_NE, colours)
+    folders = collect(run, data, learner, seen_NE)
     refused = count_refused(folders, section)
     accepted = section.tasks - sum(refused.values())
     kept = kept_steps(section.steps, section.keep)
@@ -67,7 +67,7 @@ def build(run: Run[Collect]) -> None:
     run.say(f"{section.tasks:,} tasks: {accepted:,} accepted, " + ", ".join(f"{n:,} {why}" for why, n in refused.items()))
 
 
-def what_is_seen(section: Collect, pictures: Pictures, data: Rows, colours: int) -> tuple[Inputs, Floats]:
+def what_is_seen(section: Collect, pictures: Pictures, data: Rows, *, colours: int) -> tuple[Inputs, Floats]:
     """What the base learner sees of any image, and the numbers that it is trained on: those of base classes moved together."""
     moved_ND = moved(pictures.features, data, section.spread)
     inputs = whitened(moved_ND, data, section.dim) if section.dim else Inputs()
@@ -76,7 +76,7 @@ def what_is_seen(section: Collect, pictures: Pictures, data: Rows, colours: int)
     return inputs, inputs.seen(replace(pictures, features=moved_ND)).numpy()
 
 
-def collect(run: Run[Collect], data: Rows, seen_NE: Floats, colours: int) -> list[Path]:
+def collect(run: Run[Collect], data: Rows, learner: BaseLearner, seen_NE: Floats) -> list[Path]:
     """A folder a block: the accepted trajectories, and how many were refused for which reason."""
     section, rows = run.params, data.of("train")
     base, base_NE = data.take(rows), seen_NE[rows]
@@ -86,8 +86,8 @@ def collect(run: Run[Collect], data: Rows, seen_NE: Floats, colours: int) -> lis
     def job_of(name: str) -> Job[Trajectories]:
         numbers, sizes = blocks[name], {"way": section.way, "shot": section.shot, "query": 0}
         drawn = draw_episodes(base, "train", **sizes, episodes=len(numbers), first=numbers.start, seed=run.seed)
-        block = partial(collect_block, section, numbers, drawn, features_ND=base_NE, label_N=base.label)
-        return partial(block, seed=run.seed, device=run.device, colours=colours)
+        block = partial(collect_block, section, learner, numbers, drawn, seen_NE=base_NE, label_N=base.label)
+        return partial(block, seed=run.seed, device=run.device)
 
     sizes = {name: len(numbers) for name, numbers in blocks.items()}
     return computed_units(run, sizes, job_of, partial(save_unit, rows=rows), what="collecting", unit="tasks")

@@ -20,6 +20,7 @@ from metadiff.trajectory import (
     collect_block,
     follow,
     kept_steps,
+    learner_of,
     noises,
     refusals,
     starts,
@@ -162,7 +163,9 @@ def block(numbers: range, **changes: object) -> tuple[Trajectories, Episodes]:
     rng = np.random.default_rng(0)
     features_ND = (rng.normal(size=(5, 16))[data.label] + 0.3 * rng.normal(size=(50, 16))).astype(np.float32)
     section = SimpleNamespace(**SECTION | changes)
-    return collect_block(section, numbers, drawn, features_ND=features_ND, label_N=data.label, seed=5, device="cpu"), drawn  # type: ignore[arg-type]
+    learner = learner_of(section, 16, (28, 28, 1))  # type: ignore[arg-type]
+    arrays = {"seen_NE": features_ND, "label_N": data.label}
+    return collect_block(section, learner, numbers, drawn, **arrays, seed=5, device="cpu"), drawn  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sees", ["support", "classes"])
