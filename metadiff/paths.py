@@ -16,9 +16,12 @@ from metadiff.baselines.gaussian import Posterior
 from metadiff.conditioning import BaseTasks, condition_on
 from metadiff.denoiser import Condition
 from metadiff.errors import DataError
+from metadiff.inputs import moved
 from metadiff.layout import tensors_of
 from metadiff.learner import BaseLearner
 from metadiff.objectives import OnSupport
+from metadiff.pictures import Pictures
+from metadiff.rows import Rows
 from metadiff.trajectory import Rule, follow
 
 if TYPE_CHECKING:
@@ -142,6 +145,11 @@ def seen_of(support_EWSD: Tensor, posterior: Posterior | None = None, shown_EWSE
 def rule_of(about: Mapping[str, Any]) -> Rule:
     """How the optimiser of recorded paths was set, as their store says."""
     return Rule(about["optimizer"], about["lr"], about["momentum"], about["sam"], about["weight_decay"])
+
+
+def as_shown(store: TrajectoryStore, pictures: Pictures, data: Rows) -> Pictures:
+    """Images with base classes as near to each other as they were for the learner of recorded paths."""
+    return replace(pictures, features=moved(pictures.features, data, store.attributes["params"]["spread"]))
 
 
 def followed(

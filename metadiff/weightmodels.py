@@ -20,11 +20,11 @@ from metadiff.conditioning import BaseTasks
 from metadiff.diffusion import gaussian_noise
 from metadiff.episodes import draw_episodes
 from metadiff.evaluation import targets
-from metadiff.inputs import Inputs, moved
+from metadiff.inputs import Inputs
 from metadiff.learner import BaseLearner, build_learner
 from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, backward, pace_of
 from metadiff.methods.mcdi import McDi, build_weights, weight_facts
-from metadiff.paths import PathImages, Paths, PathTasks, WeightScale, followed
+from metadiff.paths import PathImages, Paths, PathTasks, WeightScale, as_shown, followed
 from metadiff.pictures import Pictures
 from metadiff.reptile import Reptile
 from metadiff.rng import torch_stream
@@ -110,18 +110,16 @@ class WeightModels:
     @cached_property
     def images(self) -> BaseTasks:
         """The base images as a generator of heads is told of them."""
-        return BaseTasks(self.inputs.of(self.moved.features), self.data)
+        return BaseTasks(self.inputs.of(self.shown.features), self.data)
 
     @cached_property
-    def moved(self) -> Pictures:
-        """With base classes as near to each other as the paths' learner saw them."""
-        spread = self.store.attributes["params"]["spread"]
-        return replace(self.pictures, features=moved(self.pictures.features, self.data, spread))
+    def shown(self) -> Pictures:
+        return as_shown(self.store, self.pictures, self.data)
 
     @cached_property
     def seen_NE(self) -> Tensor:
         """What the paths' learner saw of any image."""
-        return self.inputs.seen(self.moved)
+        return self.inputs.seen(self.shown)
 
     @cached_property
     def posterior(self) -> Posterior | None:

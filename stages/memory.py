@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +13,8 @@ from metadiff.conditioning import BaseTasks
 from metadiff.diffusion import gaussian_noise
 from metadiff.episodes import Episodes
 from metadiff.evaluation import BATCH, learner_scores, targets
-from metadiff.inputs import moved
 from metadiff.memory import SAMPLE, Remembered, compared, overlap, verdict
-from metadiff.paths import PathImages, followed
+from metadiff.paths import PathImages, as_shown, followed
 from metadiff.pictures import Pictures
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
@@ -68,13 +66,8 @@ def ends_of(made: WeightGenerator, store: TrajectoryStore, pictures: Pictures, d
     most = compared(made.learner.size)
     if not made.scale.shift_P.any():
         return torch.from_numpy(store.end_points(most)).to(pictures.device)
-    seen_NE, kept = made.inputs.seen(moved_as(store, pictures, data)), (store.attributes["params"]["steps"],)
+    seen_NE, kept = made.inputs.seen(as_shown(store, pictures, data)), (store.attributes["params"]["steps"],)
     return followed(store, made.learner, seen_NE, made.scale.shift_P, kept=kept, most=most)[:, 0]
-
-
-def moved_as(store: TrajectoryStore, pictures: Pictures, data: Rows) -> Pictures:
-    """Images with base classes as near to each other as the paths' learner saw them."""
-    return replace(pictures, features=moved(pictures.features, data, store.attributes["params"]["spread"]))
 
 
 @torch.no_grad()
@@ -82,7 +75,7 @@ def reconstruction(
     made: WeightGenerator, known: Remembered, store: TrajectoryStore, section: Evaluate, *, pictures: Pictures, data: Rows
 ) -> float:
     """How far from a path's end its generator comes out, told of images that it has seen; 1: as far as the nearest other end."""
-    shown, ends_AP = moved_as(store, pictures, data), known.end_BP[:SAMPLE]
+    shown, ends_AP = as_shown(store, pictures, data), known.end_BP[:SAMPLE]
     rows_AWS = own_supports(store, shown.features, data, max(section.shots), section.seed)[: len(ends_AP)]
     drawn_AP = made.weights(shown[rows_AWS.to(shown.device)], gaussian_noise(torch_stream(section.seed, "reconstruction")))
     return round(float(known.distances(drawn_AP, ends_AP).median()) / known.typical, 4)
