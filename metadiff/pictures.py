@@ -6,12 +6,9 @@ Row number i is the same image in both. Shapes: N images, D features, Q pixels (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from metadiff.store import read_features, read_pixels
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,3 @@ class Pictures:
 
     def to(self, device: str) -> Pictures:
         return Pictures(self.features.to(device), None if self.pixels is None else self.pixels.to(device))
-
-
-def read_pictures(features: Path, images: Path, *, pixels: bool) -> Pictures:
-    """From the files of a backbone's features and of the images that it saw, these only where they are needed."""
-    seen = torch.from_numpy(read_pixels(images)) if pixels else None
-    return Pictures(torch.from_numpy(read_features(features)), seen)

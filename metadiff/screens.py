@@ -82,7 +82,7 @@ def show_chains(console: Console, store: Path, *, model: str | None, episode: in
     from metadiff.classifiers import make_weight_generators, read_checkpoints
     from metadiff.diffusion import gaussian_noise
     from metadiff.params import load
-    from metadiff.pictures import read_pictures
+    from metadiff.picturefiles import read_pictures
     from metadiff.rng import torch_stream
     from metadiff.store import read_rows
     from metadiff.trajectory_store import open_trajectories

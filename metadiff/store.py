@@ -59,13 +59,6 @@ def read_features(path: Path) -> NDArray[np.float32]:
         return np.asarray(file["features"][:])
 
 
-def read_pixels(path: Path) -> NDArray[np.uint8]:
-    """All images (N, height * width * colours)."""
-    with _reading(path) as file:
-        images_NHWC = np.asarray(file["images"][:])
-        return images_NHWC.reshape(len(images_NHWC), -1)
-
-
 def read_arrays(path: Path) -> dict[str, NDArray[np.int32]]:
     found: dict[str, NDArray[np.int32]] = {}
     with _reading(path) as file:

@@ -24,7 +24,8 @@ from metadiff.episodes import draw_episodes
 from metadiff.errors import NumericError
 from metadiff.inputs import Inputs, moved, save_inputs, whitened, with_pixels
 from metadiff.learner import BaseLearner
-from metadiff.pictures import Pictures, read_pictures
+from metadiff.picturefiles import read_pictures
+from metadiff.pictures import Pictures
 from metadiff.rows import Rows
 from metadiff.store import image_shape, read_rows
 from metadiff.trajectory import Floats, Trajectories, collect_block, kept_steps, learner_of, refusals

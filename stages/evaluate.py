@@ -23,7 +23,8 @@ from metadiff.baselines.nearest import PathEnds
 from metadiff.classifiers import classifiers, make_generators, make_training_tasks, make_weight_generators, read_checkpoints
 from metadiff.episodes import draw_episodes, shared_groups
 from metadiff.judging import Verdict, summary, verdict
-from metadiff.pictures import Pictures, read_pictures
+from metadiff.picturefiles import read_pictures
+from metadiff.pictures import Pictures
 from metadiff.store import read_rows, write_arrays
 from metadiff.trajectory_store import open_trajectories
 from metadiff.weightclassifiers import of_weights

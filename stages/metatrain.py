@@ -20,7 +20,7 @@ from metadiff.errors import ParamsError
 from metadiff.inputs import Inputs, load_inputs
 from metadiff.metatraining import MetaTraining, Pace, Subject, pace_of
 from metadiff.methods.mcdi import chain_of
-from metadiff.pictures import read_pictures
+from metadiff.picturefiles import read_pictures
 from metadiff.rowmodels import row_subject
 from metadiff.store import read_rows
 from metadiff.trajectory_store import TrajectoryStore, open_trajectories

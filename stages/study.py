@@ -220,7 +220,7 @@ def adaptation_seconds(cell: Path) -> dict[str, float]:
         read_checkpoints,
     )
     from metadiff.episodes import draw_episodes
-    from metadiff.pictures import read_pictures
+    from metadiff.picturefiles import read_pictures
     from metadiff.store import read_rows
     from metadiff.trajectory_store import open_trajectories
 

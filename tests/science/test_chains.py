@@ -123,7 +123,7 @@ def test_the_landscape_is_the_loss_of_the_weights_in_the_plane() -> None:
     loss_YX = landscape(told, plane, torch.tensor([-1.0, 2.0, 5.0]), torch.tensor([3.0, 4.0]))
     assert loss_YX.shape == (2, 3)
     theta_1P = told.generator.scale.restore(plane.weights(torch.tensor([[5.0, 3.0]])))
-    logits = LEARNER.logits(theta_1P, told.query_WQD.flatten(0, 1)[None])[0]
+    logits = LEARNER.logits(theta_1P, told.query_WQ.features.flatten(0, 1)[None])[0]
     loss = torch.nn.functional.cross_entropy(logits, torch.arange(WAY).repeat_interleave(6))
     assert float(loss_YX[0, 2]) == pytest.approx(float(loss), rel=1e-4)
 

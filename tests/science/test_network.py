@@ -111,7 +111,7 @@ def test_how_many_tasks_go_through_together_changes_nothing(monkeypatch: pytest.
     theta_TP, support_TWSQ = noise(5, SMALL.size), images_of(SMALL, tasks=5)
     whole = OnSupport(SMALL, support_TWSQ)
     expected = whole.gradient(theta_TP), *whole.measure(theta_TP)
-    monkeypatch.setattr(network, "TOGETHER", 2 * WAY * SHOT)
+    monkeypatch.setattr(network, "IMAGES", 2 * WAY * SHOT)
     assert [len(group[0]) for group in network._groups(theta_TP, whole.inputs_TNE)] == [2, 2, 1]
     for found, value in zip((whole.gradient(theta_TP), *whole.measure(theta_TP)), expected, strict=True):
         torch.testing.assert_close(found, value)

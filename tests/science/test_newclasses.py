@@ -29,6 +29,7 @@ from metadiff.lineage import LINEAGE, METRICS, RESULTS
 from metadiff.methods.mcdi import WEIGHT_MODELS, build_weights
 from metadiff.params import load
 from metadiff.paths import WeightScale
+from metadiff.pictures import Pictures
 from metadiff.rows import Rows
 from metadiff.tracked import BACKBONE, GENERATOR, model_of, open_tracked
 from metadiff.weightgenerator import WeightGenerator, dump_weights
@@ -93,14 +94,22 @@ def write_models(root: Path, features: np.ndarray, data: Rows) -> None:
 
 def write_verdicts(root: Path, drawn: dict[tuple[str, int], Episodes], features: np.ndarray, data: Rows) -> pd.DataFrame:
     checkpoints = read_checkpoints(root / GENERATOR)
-    judge = {"data": data, "features_ND": features, "checkpoints": checkpoints, "device": "cpu"}
+    judge = {"data": data, "pictures": Pictures(torch.from_numpy(features)), "checkpoints": checkpoints, "device": "cpu"}
     found = {name: verdict(name, SECTION, drawn, **judge) for name in ("ncm", *METHODS)}
     rows, bins = (pd.concat([getattr(one, part) for one in found.values()], ignore_index=True) for part in ("rows", "bins"))
     chosen = {name: vars(one.choice) for name, one in found.items()}
     inputs = {str(folder): verify(root / folder) for folder in (BACKBONE, GENERATOR)} | {"data/trajectories": "not there"}
     (root / RESULTS).mkdir()
     write_json(root / METRICS, {"dataset": "generated", **summary(rows, bins), "chosen": chosen})
-    write_json(root / LINEAGE, {"stages": {"evaluate": {"params": SECTION.model_dump(mode="json"), "inputs": inputs}}})
+    write_json(
+        root / LINEAGE,
+        {
+            "stages": {
+                "collect": {"params": {"learner": "mlp"}},
+                "evaluate": {"params": SECTION.model_dump(mode="json"), "inputs": inputs},
+            }
+        },
+    )
     seal(root / RESULTS)
     return rows
 

@@ -116,8 +116,8 @@ def test_trained_generators_are_read_and_judged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("together", [1, 14, 500])
 def test_draws_are_those_of_their_noises_however_many_are_made_together(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metadiff.weightgenerator.TOGETHER", together)
     learner = Perceptron("mlp", WAY, CLASSES, hidden=3)
+    monkeypatch.setattr("metadiff.weightgenerator.WEIGHTS", together * learner.size)
     plain = WeightScale(torch.zeros(learner.size), torch.full((learner.size,), 0.5))
     method = build_weights(NETWORK | {"model": "local", "learner": asdict(learner)}, plain)
     made, support = WeightGenerator(method, Inputs(), plain, 0.5), POINTS[DRAWN.support_EWS[:7]]
