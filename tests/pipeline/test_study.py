@@ -391,7 +391,7 @@ def test_a_number_of_a_cell_is_traced_to_the_code_and_artifacts_that_made_it(
     copy.run("git", "commit", "-qm", "study")
     chain = studies_of.read_cell(root, "few/one/0")
     assert (chain.strange, [*chain.stages]) == ((), [*OUTS])
-    assert parents(chain, "evaluate") == ["metatrain", "collect", "pretrain"]
+    assert parents(chain, "evaluate") == ["metatrain", "collect", "pretrain", "prepare"]
     monkeypatch.chdir(root)
     assert cli.main(["trace", "--study", "few/one/0", "test.shot1.ncm.accuracy", "--page", "trace.html"]) == 0
     printed = capsys.readouterr().out
