@@ -18,6 +18,7 @@ from metadiff.methods.mcdi import WEIGHT_MODELS
 from metadiff.rows import Rows
 from metadiff.store import write_features, write_images
 from stages import collect, evaluate, metatrain
+from stages.executors import VARIABLE
 from stages.imports import ROOT
 from stages.runner import Exit, _guarded
 
@@ -102,6 +103,20 @@ def draw_images(path: Path, rows: Rows) -> None:
     path.parent.mkdir(parents=True)
     write_images(path, [images_NHW1], shape=(10, 10, 1), rows=rows)
     seal(path.parent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["processes:2", "dask"])
+def test_judgement_gives_the_same_bytes_by_whichever_executor(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, executor: str
+) -> None:
+    set_params(mcdi={"models": ["vanilla"]})
+    assert [_guarded(stage.STAGE) for stage in (collect, metatrain, evaluate)] == [Exit.OK] * 3
+    serial = verify(checkout / "data/results")
+    shutil.rmtree("data/.work/evaluate")
+    monkeypatch.setenv(VARIABLE, executor)
+    assert _guarded(evaluate.STAGE) is Exit.OK
+    assert verify(checkout / "data/results") == serial
 
 
 @pytest.mark.slow
