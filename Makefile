@@ -10,7 +10,7 @@ export PYTHONUTF8 := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro results fresh test test-crash test-slow test-gpu test-all check format docs-data deps lock bench study tables flow flow-stop compare ci-repro
+.PHONY: help install repro results fresh test test-crash test-slow test-gpu test-all check format docs-data deps sentences lock bench study tables flow flow-stop compare ci-repro
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ docs-data: $(BIN)/.runtime ## pages that show every data contract and what it fo
 
 deps: $(BIN)/.runtime ## write each stage's import graph into dvc.yaml
 	python -m stages.imports
+
+sentences: $(BIN)/.runtime ## write the embeddings of the built-in sentences; needs pip install -e '.[text]'
+	python -m stages.sentences
 
 lock: $(BIN)/.runtime ## resolve pyproject.toml again into the two lock files and constraints.txt
 	.ci/lock

@@ -22,6 +22,7 @@ from metadiff.diffusion import gaussian_noise
 from metadiff.evaluation import RowsOf
 from metadiff.generator import Generator, Kind, undump
 from metadiff.methods import Sampling
+from metadiff.methods.hyperldm import TEXT_MODELS
 from metadiff.methods.mcdi import WEIGHT_MODELS
 from metadiff.methods.metadiff import MODELS, sampling_of
 from metadiff.rng import torch_stream
@@ -39,7 +40,7 @@ NAMES = {"task": "metadiff"}  # other models keep their name
 
 def read_checkpoints(folder: Path) -> Checkpoints:
     """The tensors and facts of each model that was trained."""
-    paths = sorted(folder.glob("*.safetensors"), key=lambda path: (*MODELS, *WEIGHT_MODELS).index(path.stem))
+    paths = sorted(folder.glob("*.safetensors"), key=lambda path: (*MODELS, *WEIGHT_MODELS, *TEXT_MODELS).index(path.stem))
     return {path.stem: load_checkpoint(path) for path in paths}
 
 
@@ -49,7 +50,7 @@ def make_generators(checkpoints: Checkpoints, device: str) -> Generators:
     return {
         model: {kind: undump(*checkpoint, kind=kind, device=device) for kind in kinds.get(model, ("average", "raw"))}
         for model, checkpoint in checkpoints.items()
-        if model not in WEIGHT_MODELS
+        if model in MODELS
     }
 
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from metadiff import yamlfile
 
 if TYPE_CHECKING:
-    from metadiff.params import Collect, Evaluate, McDi, Metatrain, Prepare, Pretrain
+    from metadiff.params import Collect, Evaluate, HyperLDM, McDi, Metatrain, Prepare, Pretrain
 
 SHORTEST_LINEAR = 21  # fewer times than this would need a beta above 1
 SMALLEST_IMAGE = {"conv4": 16, "resnet12": 16}  # each halves the side four times
+BUILTIN = {"kanji-radicals": ".json", "kanji-components": ".json", "described-shapes": ".safetensors"}  # what a path ends in
+SHAPES_OF_A_KIND = 48  # images in the smallest split
 
 
 def conflicts(
@@ -20,6 +22,7 @@ def conflicts(
     collect: Collect | None,
     metatrain: Metatrain | None,
     mcdi: McDi | None,
+    hyperldm: HyperLDM | None,
     evaluate: Evaluate | None,
 ) -> Iterator[tuple[str, str]]:
     """What is right by itself and wrong together, as (first key, text); a section that is None is not looked at."""
@@ -33,7 +36,7 @@ def conflicts(
         )
     if collect:
         yield from _collect_conflicts(collect)
-    if prepare and collect and collect.shot > prepare.min_images:
+    if prepare and collect and collect.tasks_of == "episodes" and collect.shot > prepare.min_images:
         yield "collect.shot", f"must be at most prepare.min_images {prepare.min_images}, got {collect.shot}"
     needed = [("evaluate.shots", max(evaluate.shots), "evaluate.query", evaluate.query)] if evaluate else []
     needed += [("pretrain.val_shot", pretrain.val_shot, "pretrain.val_query", pretrain.val_query)] if pretrain else []
@@ -52,6 +55,33 @@ def conflicts(
         yield from _sampling_conflicts(metatrain, evaluate)
     if mcdi and mcdi.models:
         yield from _weight_conflicts(mcdi, collect, evaluate)
+    if metatrain and mcdi and hyperldm and not (metatrain.models or mcdi.models or hyperldm.models):
+        yield "metatrain.models", "must have a model where mcdi.models and hyperldm.models have none, got none"
+    if hyperldm and hyperldm.models:
+        yield from _text_conflicts(hyperldm, prepare, collect)
+
+
+def _text_conflicts(hyperldm: HyperLDM, prepare: Prepare | None, collect: Collect | None) -> Iterator[tuple[str, str]]:
+    """What weights from sentences need."""
+    for model in ("hyperldm", "hyperclip", "mlp"):
+        if model in hyperldm.models and hyperldm.latents not in hyperldm.models:
+            yield "hyperldm.models", f"{model} is of the latents of {hyperldm.latents}; add {hyperldm.latents}"
+    if hyperldm.schedule == "linear" and hyperldm.times < SHORTEST_LINEAR:
+        yield "hyperldm.times", f"must be at least {SHORTEST_LINEAR} for hyperldm.schedule linear, got {hyperldm.times}"
+    if hyperldm.sampling_steps > hyperldm.times:
+        yield "hyperldm.sampling_steps", f"must be at most hyperldm.times {hyperldm.times}, got {hyperldm.sampling_steps}"
+    if prepare and prepare.encoder == "none":
+        yield "prepare.encoder", "hyperldm.models need the vectors of sentences; write cached or minilm, got none"
+    if not collect:
+        return
+    if collect.learner != "mlp":
+        yield "collect.learner", f"must be mlp for hyperldm.models, got {collect.learner}"
+    if collect.way != 2:
+        yield "collect.way", f"must be 2 for hyperldm.models, whose tasks are questions of yes or no, got {collect.way}"
+    if collect.dim == 0:
+        yield "collect.dim", "must be at least 1 for hyperldm.models, whose learner sees whitened inputs, got 0"
+    if "hvae" in hyperldm.models and collect.tasks_of != "sentences":
+        yield "hyperldm.models", f"hvae needs collect.tasks_of sentences, got {collect.tasks_of}"
 
 
 def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | None) -> Iterator[tuple[str, str]]:
@@ -66,6 +96,9 @@ def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | 
     if "ocd" in mcdi.models and "reptile" not in mcdi.models:
         yield "mcdi.models", "ocd goes out from what reptile has learnt; add reptile"
     if not collect:
+        return
+    if collect.tasks_of == "sentences":  # then the rest would say what no value of it can mend
+        yield "mcdi.models", "must be [] for collect.tasks_of sentences, whose paths are of no classes"
         return
     if collect.learner == "conv":
         if mcdi.correct != "means":
@@ -88,6 +121,10 @@ def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | 
 
 
 def _collect_conflicts(collect: Collect) -> Iterator[tuple[str, str]]:
+    if collect.tasks_of == "sentences" and collect.way != 2:
+        yield "collect.way", f"must be 2 for collect.tasks_of sentences, got {collect.way}"
+    if collect.tasks_of == "sentences" and collect.sees != "support":
+        yield "collect.sees", f"must be support for collect.tasks_of sentences, got {collect.sees}"
     if collect.keep > collect.steps + 1:
         yield "collect.keep", f"must be at most collect.steps + 1 = {collect.steps + 1}, got {collect.keep}"
     if collect.learner in ("mlp", "conv") and collect.sees != "support":
@@ -116,6 +153,9 @@ def _sampling_conflicts(metatrain: Metatrain, evaluate: Evaluate | None) -> Iter
 
 def _target_conflicts(metatrain: Metatrain, collect: Collect) -> Iterator[tuple[str, str]]:
     """What trained weights as targets need."""
+    if collect.tasks_of == "sentences":
+        yield "metatrain.target", "must be class-means for collect.tasks_of sentences, whose paths are of no classes"
+        return
     if metatrain.spread != collect.spread:  # the features that they were trained on are those that a batch draws
         must = f"must be collect.spread {collect.spread:g} for metatrain.target trajectory-ends"
         yield "metatrain.spread", f"{must}, got {metatrain.spread:g}"
@@ -132,21 +172,31 @@ def _target_conflicts(metatrain: Metatrain, collect: Collect) -> Iterator[tuple[
 
 
 def _source_conflicts(prepare: Prepare) -> Iterator[tuple[str, str]]:
-    is_builtin = prepare.source.startswith("kanji-")
-    if not is_builtin and prepare.path.endswith(".json"):
+    ending = BUILTIN.get(prepare.source)
+    if not ending and prepare.path.endswith(tuple(BUILTIN.values())):
         yield (
             "prepare.path",
             f"must be a folder or an archive for prepare.source {prepare.source}, got {yamlfile.short(prepare.path)}",
         )
     if prepare.source == "folder" and prepare.path.lower().endswith((".csv", ".tsv")):
         yield "prepare.path", f"must be the folder that the table of images lies in, got {yamlfile.short(prepare.path)}"
-    if is_builtin and not prepare.path.endswith(".json"):
-        yield "prepare.path", f"must end in .json for prepare.source {prepare.source}, got {yamlfile.short(prepare.path)}"
-    if is_builtin and prepare.split == "given":
+    if ending and not prepare.path.endswith(ending):
+        yield "prepare.path", f"must end in {ending} for prepare.source {prepare.source}, got {yamlfile.short(prepare.path)}"
+    if ending and prepare.split == "given":
         yield (
             "prepare.split",
             f"given needs prepare.source folder or a published data set, got {prepare.source}; write three shares",
         )
+    if prepare.source == "described-shapes" and prepare.color != "rgb":
+        yield (
+            "prepare.color",
+            f"must be rgb for prepare.source described-shapes, whose tasks ask for colours, got {prepare.color}",
+        )
+    if prepare.encoder == "cached" and prepare.source != "described-shapes":
+        yield "prepare.encoder", f"cached needs prepare.source described-shapes, got {prepare.source}; write none or minilm"
+    if prepare.source == "described-shapes" and prepare.min_images > SHAPES_OF_A_KIND:
+        most = f"must be at most {SHAPES_OF_A_KIND} for prepare.source described-shapes"
+        yield "prepare.min_images", f"{most}, got {prepare.min_images}"
     if prepare.quarter_turns and prepare.source != "omniglot":
         yield "prepare.quarter_turns", f"true needs prepare.source omniglot, got {prepare.source}; write false"
     if prepare.quarter_turns and prepare.split != "given":  # else a drawing could be in one split and, turned, in another

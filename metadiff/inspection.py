@@ -26,19 +26,29 @@ def summary(store: TrajectoryStore) -> list[str]:
     """What was drawn, what a vector is, how it was optimised, how it is stored: a line each."""
     about, params = store.attributes, store.attributes["params"]
     refused = ", ".join(f"{number:,} {reason}" for reason, number in about["refused"].items())
-    sees = "its support" if params["sees"] == "support" else "all images of its classes"
     parts = ", ".join(f"{part['name']} {tuple(part['shape'])} from {part['offset']}" for part in about["layout"])
     kinds = {"cosine": f" of scale {params['scale']:g}", "mlp": f" of {params['hidden']:,} hidden units"}
     kinds |= {"conv": f" of {about['layout'][0]['shape'][0]} channels"}
     versions = ", ".join(f"{name} {version}" for name, version in (about["versions"] | {"zarr": about["zarr"]}).items())
     return [
         f"{about['dataset']}: {len(store):,} of {params['tasks']:,} tasks accepted ({refused})",
-        f"tasks     {params['way']}-way, {params['shot']} support images a class, each sees {sees}; seed {about['seed']}",
+        f"tasks     {_tasks(store)}; seed {about['seed']}",
         f"inputs    {_inputs(params)}",
         f"vector    {params['learner']} learner{kinds.get(params['learner'], '')}: {store.size:,} numbers: {parts}",
         f"path      {_optimizer(params)} from Gaussian weights of deviation {params['init_std']:g}",
         f"store     {store.blocks} blocks of up to {about['block']:,} tasks, {len(store.steps)} kept steps; {versions}",
     ]
+
+
+def _tasks(store: TrajectoryStore) -> str:
+    params = store.attributes["params"]
+    if store.tasks_of == "sentences":
+        told = store.attributes["descriptions"]
+        texts = {text for task in told for text in task["texts"]}
+        asked = f"yes or no to {len(texts):,} sentences of {len(told):,} tasks"
+        return f"{asked}, {params['shot']} images that are right and as many that are wrong"
+    sees = "its support" if params["sees"] == "support" else "all images of its classes"
+    return f"{params['way']}-way, {params['shot']} support images a class, each sees {sees}"
 
 
 def _inputs(params: Mapping[str, Any]) -> str:

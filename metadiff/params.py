@@ -46,6 +46,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Shot = Annotated[int, Field(ge=1, le=100)]
 Shots = Annotated[tuple[Shot, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
 Model = Literal["task", "gradient", "regression"]
+TextModel = Literal["hnet", "hvae", "hyperldm", "hyperclip", "mlp", "end-to-end", "joint"]
 WeightModel = Literal["local", "vanilla", "naive", "ocd", "weights-regression", "reptile"]
 Sampler = Literal["ddim", "dpm-solver", "ancestral", "mean-step"]
 SamplingSteps = Annotated[int, Field(ge=1, le=100_000)]
@@ -53,6 +54,9 @@ Ridge = Annotated[float, Field(gt=0, le=1e6)]
 Spread = Annotated[float, Field(gt=0, le=10)]
 Draws = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(gt=0, le=1e6)]
+Gamma = Annotated[float, Field(ge=0, le=100)]
+Pull = Annotated[float, Field(ge=0, le=1e6)]
+AdaptImages = Annotated[int, Field(ge=2, le=10_000, multiple_of=2)]
 LearningRate = Annotated[float, Field(gt=0, le=10)]
 OptimizerSteps = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -70,7 +74,16 @@ class Shared(Section):
 
 class Prepare(Section):
     source: Literal[
-        "kanji-radicals", "kanji-components", "folder", "omniglot", "miniimagenet", "tieredimagenet", "cifar-fs", "fc100", "cub"
+        "kanji-radicals",
+        "kanji-components",
+        "described-shapes",
+        "folder",
+        "omniglot",
+        "miniimagenet",
+        "tieredimagenet",
+        "cifar-fs",
+        "fc100",
+        "cub",
     ]
     path: Annotated[str, Field(min_length=1, max_length=4096)]
     image_size: Annotated[int, Field(ge=8, le=512)]
@@ -78,6 +91,7 @@ class Prepare(Section):
     split: Literal["given"] | Annotated[tuple[Share, Share, Share], AfterValidator(_sum_to_one)]
     split_seed: Seed
     min_images: Annotated[int, Field(ge=2, le=100_000)]
+    encoder: Annotated[str, Field(min_length=1, max_length=4096)]
     on_bad: Literal["stop", "skip"]
     quarter_turns: bool
 
@@ -104,6 +118,7 @@ class Pretrain(Section):
 
 
 class Collect(Section):
+    tasks_of: Literal["episodes", "sentences"]
     learner: Literal["cosine", "linear", "mlp", "conv"]
     scale: Annotated[float, Field(gt=0, le=1000)]
     hidden: Annotated[int, Field(ge=1, le=65_536)]
@@ -127,7 +142,7 @@ class Collect(Section):
 
 
 class Metatrain(Section):
-    models: Annotated[tuple[Model, ...], Field(min_length=1, max_length=3), AfterValidator(_distinct)]
+    models: Annotated[tuple[Model, ...], Field(min_length=0, max_length=3), AfterValidator(_distinct)]
     target: Literal["class-means", "trajectory-ends"]
     spread: Spread
     correct: Literal["means", "posterior"]
@@ -186,6 +201,36 @@ class McDi(Section):
     val_episodes: Annotated[int, Field(ge=2, le=1_000_000)]
 
 
+class HyperLDM(Section):
+    models: Annotated[tuple[TextModel, ...], Field(min_length=0, max_length=7), AfterValidator(_distinct)]
+    latents: Literal["hnet", "hvae"]
+    latent: Annotated[int, Field(ge=1, le=65_536)]
+    hidden: Annotated[int, Field(ge=1, le=65_536)]
+    text_hidden: Annotated[int, Field(ge=1, le=65_536)]
+    text_noise: Annotated[float, Field(ge=0, le=100)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    match: Annotated[float, Field(ge=0, le=1e6)]
+    latent_noise: Annotated[float, Field(ge=0, le=100)]
+    batch: Annotated[int, Field(ge=1, le=65_536)]
+    images: Annotated[int, Field(ge=1, le=10_000)]
+    latent_batch: Annotated[int, Field(ge=1, le=65_536)]
+    steps: Annotated[int, Field(ge=1, le=10_000_000)]
+    lr: Annotated[float, Field(gt=0, le=10)]
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    predicts: Literal["x0", "eps", "v"]
+    schedule: Literal["linear", "cosine"]
+    times: Annotated[int, Field(ge=2, le=100_000)]
+    without_text: Annotated[float, Field(ge=0, lt=1)]
+    clip: Annotated[float, Field(ge=0, le=1000)]
+    sampler: Literal["ddim", "dpm-solver", "ancestral"]
+    sampling_steps: SamplingSteps
+    guide_steps: OptimizerSteps
+    guide_lr: Annotated[float, Field(gt=0, le=10)]
+    val_every: Annotated[int, Field(ge=1, le=10_000_000)]
+    val_images: Annotated[int, Field(ge=1, le=1000)]
+
+
 class Evaluate(Section):
     way: Annotated[int, Field(ge=2, le=100)]
     shots: Shots
@@ -205,6 +250,12 @@ class Evaluate(Section):
     curve: Annotated[tuple[SamplingSteps, ...], Field(min_length=0, max_length=50), AfterValidator(_increasing)]
     draw_curve: Annotated[tuple[Draws, ...], Field(min_length=0, max_length=50), AfterValidator(_increasing)]
     curve_episodes: Annotated[int, Field(ge=2, le=1_000_000)]
+    sentence_images: Annotated[int, Field(ge=1, le=1000)]
+    gammas: Annotated[tuple[Gamma, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
+    pulls: Annotated[tuple[Pull, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
+    adapt_images: Annotated[tuple[AdaptImages, ...], Field(min_length=0, max_length=20), AfterValidator(_increasing)]
+    adapt_lrs: Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
+    adapt_steps: Annotated[tuple[OptimizerSteps, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
 
 
 class Params(Section):
@@ -214,6 +265,7 @@ class Params(Section):
     collect: Collect
     metatrain: Metatrain
     mcdi: McDi
+    hyperldm: HyperLDM
     evaluate: Evaluate
 
 

@@ -31,7 +31,7 @@ NOT_FINITE, NOT_IMPROVED = "not finite", "not improved"
 
 @dataclass(frozen=True)
 class Trajectories:
-    """T tasks at K kept steps; classes and support are row numbers of the data's own tables."""
+    """T tasks at K kept steps; classes (of a described task its number) and support are row numbers of the data's own tables."""
 
     task_T: Ints
     classes_TW: Ints

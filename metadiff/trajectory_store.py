@@ -3,13 +3,17 @@
     weights     (task, step, parameter)  one file a block of tasks, in it one part a kept step, each of which can be read alone
     loss        (task, step)             accuracy likewise, on all that the task sees
     task        (task,)                  the number of the drawn task: refused ones are left out
-    classes     (task, way)              as in the features' table of classes
+    classes     (task, way)              as in the features' table of classes; of described tasks, in both ways, the task's number
     support     (task, way, shot)        rows of the features
     step        (step,)                  the kept steps of the optimiser
 
 Every part ends in the CRC-32C of its content, which the codec checks at every read. The attributes list all files with their size
 and checksums, so that one that is missing, which zarr would read as NaN, or that is another's is refused too; and they say what a
 vector of weights means. Floats are stored as they are: they do not compress (bench/store.py).
+
+`tasks_of` says what paths are of: `episodes` of classes, or `sentences`. Then `descriptions` has an entry for each training task,
+in the order of their `number` among all tasks of tasks.json: its `name`, `kind` and `texts`, the sentences. The images of way 0
+are those that a sentence is wrong of, those of way 1 the right ones.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from metadiff.trajectory import Floats, Ints, Trajectories
 FORMAT = 3
 CODEC: BytesBytesCodec = Crc32cCodec()
 KIND = "metadiff trajectories"
+EPISODES = "episodes"
 AXES = {
     "weights": ("task", "step", "parameter"),
     "loss": ("task", "step"),
@@ -112,6 +117,10 @@ class TrajectoryStore:
         return int(self.attributes["tasks"])
 
     @property
+    def tasks_of(self) -> str:
+        return str(self.attributes.get("tasks_of", EPISODES))
+
+    @property
     def blocks(self) -> int:
         return self.blocks_of(None)
 
@@ -161,7 +170,7 @@ class TrajectoryStore:
     def block(self, block: int) -> Trajectories:
         """All that is known of a block's tasks."""
         rows = self.rows(block)
-        ids = (self.task[rows], self.classes[rows], self.support[rows])
+        ids = (self.task[rows], self._classes[rows], self.support[rows])
         return Trajectories(*ids, self.weights(block), self.loss[rows], self.accuracy[rows])
 
     def end_points(self, most: int | None = None) -> Floats:
@@ -191,13 +200,26 @@ class TrajectoryStore:
 
     @cached_property
     def classes(self) -> Ints:
-        """By their number in the features' table of classes (N, W)."""
-        return self._read("classes", (0, 0))
+        """By their number in the features' table of classes (N, W); of described tasks, which are none, DataError."""
+        if self.tasks_of != EPISODES:
+            raise DataError(f"{self.path}: its paths are of {self.tasks_of}, not of classes; write collect.tasks_of {EPISODES}")
+        return self._classes
+
+    @cached_property
+    def described(self) -> Ints:
+        """The number of each path's task among all that are described (N)."""
+        if self.tasks_of == EPISODES:
+            raise DataError(f"{self.path}: its paths are of {EPISODES}, not of sentences; write collect.tasks_of sentences")
+        return self._classes[:, 0]
 
     @cached_property
     def support(self) -> Ints:
         """By their row in the features (N, W, S)."""
         return self._read("support", (0, 0, 0))
+
+    @cached_property
+    def _classes(self) -> Ints:
+        return self._read("classes", (0, 0))
 
     def _weights(self, block: int, steps: slice) -> Floats:
         found: Floats = self._read("weights", (block, 0, 0), (self.rows(block), steps))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from metadiff.rows import SPLITS, Rows
 
 if TYPE_CHECKING:
+    from metadiff.concepts import DescribedTask
     from metadiff.trajectory import Trajectories
 
 IMAGE_FACTS = ("source", "label", "split", "group", "sha256", "height", "width", "channels", "spread")
@@ -25,6 +26,7 @@ TRAJECTORY_FACTS = (
     *("task", "largest", "first_loss", "last_loss"),
     *("first_accuracy", "last_accuracy", "base_classes", "support"),
 )
+QUESTION_FACTS = tuple("training_task" if name == "base_classes" else name for name in TRAJECTORY_FACTS)
 EPISODE = ("split", "shot", "episode", "classifier")
 
 
@@ -56,6 +58,7 @@ def manifest_tables(
     need: int,
     group_is_one_image: bool,
     twins_are_published: bool,
+    splits_share_classes: bool = False,
 ) -> tuple[Table, Table]:
     """What prepare promises: one row an image and one row a class; nothing leaks from one split to another."""
     images, classes = images[list(IMAGE_FACTS)], classes[list(CLASS_FACTS)]
@@ -67,6 +70,7 @@ def manifest_tables(
         group_splits=_splits(images, images["group"]),
         label_known=images["label"].isin(classes["label"]) | images["label"].isna(),
     )
+    all_splits = _values("split", "ExpectColumnDistinctValuesToEqualSet", f"all of {_listed(SPLITS)}", value_set=list(SPLITS))
     shape = {"height": size, "width": size, "channels": channels}
     of_images = (
         *_present(IMAGE_FACTS),
@@ -76,7 +80,9 @@ def manifest_tables(
             if twins_are_published
             else [_between("sha256", "in one split only (equal pixels)", column="sha256_splits", max_value=1)]
         ),
-        _between("label", "a class in one split only", column="label_splits", max_value=1),
+        all_splits
+        if splits_share_classes
+        else _between("label", "a class in one split only", column="label_splits", max_value=1),
         *([_between("group", "in one split only", column="group_splits", max_value=1)] if group_is_one_image else []),
         _values("label", "ExpectColumnValuesToBeInSet", "in the table of classes", column="label_known", value_set=[True]),
         *(_one_of(name, [value]) for name, value in shape.items()),
@@ -87,7 +93,7 @@ def manifest_tables(
     of_classes = (
         *_present(CLASS_FACTS),
         _values("label", "ExpectColumnValuesToBeUnique", "the name of one class only"),
-        _values("split", "ExpectColumnDistinctValuesToEqualSet", f"all of {_listed(SPLITS)}", value_set=list(SPLITS)),
+        *([] if splits_share_classes else [all_splits]),
         Rule("count", "ExpectColumnPairValuesToBeEqual", "the number of images of the class", count_is_found),
         _between("usable", f"at least {need} (prepare.min_images)", min_value=need),
     )
@@ -109,32 +115,60 @@ def features_tables(features_ND: NDArray[np.float32], *, rows: int) -> tuple[Tab
     return Table("features", features, of_images), Table("dimensions", pd.DataFrame({"range": range_D}), (varies,))
 
 
-def trajectory_facts(found: Trajectories, data: Rows) -> pd.DataFrame:
-    """One row a task; `base_classes` and `support` count the different ones that are what they should be."""
-    base_TW = np.isin(found.classes_TW, data.label[data.of("train")])
-    own_TN = (data.label[found.support_TWS] == found.classes_TW[:, :, None]).reshape(len(base_TW), -1)
-    support_TN = found.support_TWS.reshape(own_TN.shape)
+def trajectory_facts(found: Trajectories, data: Rows, tasks: Sequence[DescribedTask] = ()) -> pd.DataFrame:
+    """One row a task; `base_classes` and `support` count the different ones that are what they should be.
+
+    Of described tasks (``tasks`` are all that there are) `training_task` says whether it is one of training; an image is what it
+    should be if its way is the answer of the task, and if it is no test image.
+    """
+    own_TWS = _answers(found, data, tasks) if tasks else data.label[found.support_TWS] == found.classes_TW[:, :, None]
+    own_TN, support_TN = (values_TWS.reshape(len(own_TWS), -1) for values_TWS in (own_TWS, found.support_TWS))
     facts: dict[str, object] = {"task": found.task_T, "largest": np.abs(found.weights_TKP).max((1, 2))}
     for name, values_TK in (("loss", found.loss_TK), ("accuracy", found.accuracy_TK)):
         facts |= {f"first_{name}": values_TK[:, 0], f"last_{name}": values_TK[:, -1]}
-    facts["base_classes"] = [len(set(ids[good])) for ids, good in zip(found.classes_TW, base_TW, strict=True)]
+    if tasks:
+        training = [number for number, task in enumerate(tasks) if task.split == "train"]
+        same_T = found.classes_TW[:, 0] == found.classes_TW[:, -1]
+        facts["training_task"] = same_T & np.isin(found.classes_TW[:, 0], training)
+    else:
+        base_TW = np.isin(found.classes_TW, data.label[data.of("train")])
+        facts["base_classes"] = [len(set(ids[good])) for ids, good in zip(found.classes_TW, base_TW, strict=True)]
     facts["support"] = [len(set(ids[good])) for ids, good in zip(support_TN, own_TN, strict=True)]
     return pd.DataFrame(facts)
 
 
-def trajectories_tables(facts: pd.DataFrame, *, accepted: int, drawn: int, way: int, shot: int) -> tuple[Table]:
-    """What collect promises: one row an accepted task, finite weights that became better, its own base classes and support."""
+def _answers(found: Trajectories, data: Rows, tasks: Sequence[DescribedTask]) -> NDArray[np.bool_]:
+    """Of each image of the support whether its way is the task's answer to it, and it is no test image."""
+    answer_KC = np.full((len(tasks), len(data.classes)), -1)
+    for answer_C, task in zip(answer_KC, tasks, strict=True):
+        answer_C[[*task.near, *task.no]], answer_C[[*task.yes]] = 0, 1
+    number_T11 = found.classes_TW[:, :1, None].clip(0, len(tasks) - 1)  # of another number `training_task` is false
+    right_TWS = answer_KC[number_T11, data.label[found.support_TWS]] == np.arange(found.classes_TW.shape[1])[:, None]
+    return np.asarray(right_TWS & (data.split[found.support_TWS] != SPLITS.index("test")))
+
+
+def trajectories_tables(
+    facts: pd.DataFrame, *, accepted: int, drawn: int, way: int, shot: int, tasks_of: str = "episodes"
+) -> tuple[Table]:
+    """What collect promises: one row an accepted task, finite weights that became better, its own base classes and support.
+
+    Of sentences: of a training task, with the images that are its answers.
+    """
     lower = {"column_A": "first_loss", "column_B": "last_loss", "or_equal": False, "ignore_row_if": "either_value_is_missing"}
-    facts = facts[list(TRAJECTORY_FACTS)]
+    described = tasks_of == "sentences"
+    names = QUESTION_FACTS if described else TRAJECTORY_FACTS
+    facts = facts[list(names)]
     finite = {name: _finite(facts[name]) for name in ("largest", "first_loss", "last_loss")}
     rules = (
-        *_present(TRAJECTORY_FACTS),
+        *_present(names),
         Rule("", "ExpectTableRowCountToEqual", f"{accepted} rows, one an accepted task", {"value": accepted}),
         _values("task", "ExpectColumnValuesToBeUnique", "the number of one task only"),
         _between("task", f"0 to {drawn - 1}", min_value=0, max_value=drawn - 1),
         Rule("last_loss", "ExpectColumnPairValuesAToBeGreaterThanB", "below first_loss", lower),
         *(_between(name, "from 0 to 1", min_value=0, max_value=1) for name in ("first_accuracy", "last_accuracy")),
-        _one_of("base_classes", [way]),
+        _values("training_task", "ExpectColumnValuesToBeInSet", "true", value_set=[True])
+        if described
+        else _one_of("base_classes", [way]),
         _one_of("support", [way * shot]),
     )
     return (Table("trajectories", facts.assign(**finite), rules),)

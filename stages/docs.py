@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from metadiff.artifact import verify
-from metadiff.images import PUBLISHED
+from metadiff.images import PUBLISHED, SHAPES
+from metadiff.images.catalogue import class_table
 from metadiff.params import Params, load
 from metadiff.rows import SPLITS
 from metadiff.store import image_blocks, image_shape, read_features, read_rows
+from metadiff.tasks import read_tasks
 from metadiff.trajectory_store import open_trajectories
 from stages.checks import build_docs
 from stages.contracts import Table, features_tables, manifest_tables, results_tables, trajectories_tables, trajectory_facts
@@ -37,12 +39,15 @@ def tables(params: Params) -> Iterator[Table]:
         need=params.prepare.min_images,
         group_is_one_image=alone,
         twins_are_published=params.prepare.source in PUBLISHED,
+        splits_share_classes=params.prepare.source == SHAPES,
     )
     yield from features_tables(read_features(DATA / "backbone" / "features.h5"), rows=len(images))
     store, data = open_trajectories(DATA / "trajectories" / "trajectories.zarr"), read_rows(DATA / "backbone" / "features.h5")
-    facts = pd.concat([trajectory_facts(store.block(block), data) for block in range(store.blocks)], ignore_index=True)
+    tasks = read_tasks(DATA / "prepared", data) if store.tasks_of == "sentences" else ()
+    facts = pd.concat([trajectory_facts(store.block(block), data, tasks) for block in range(store.blocks)], ignore_index=True)
     asked = params.collect
-    yield from trajectories_tables(facts, accepted=len(store), drawn=asked.tasks, way=asked.way, shot=asked.shot)
+    sizes = {"drawn": asked.tasks, "way": asked.way, "shot": asked.shot}
+    yield from trajectories_tables(facts, accepted=len(store), **sizes, tasks_of=store.tasks_of)
     results = pd.read_csv(DATA / "results" / "episodes.csv")
     section, names = params.evaluate, sorted(results["classifier"].unique())
     yield from results_tables(results, splits=SPLITS[1:], shots=section.shots, episodes=section.episodes, classifiers=names)
@@ -61,9 +66,7 @@ def image_facts(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         "spread": [image.std() for image in images],
     }
     table = pd.DataFrame(facts)
-    by_class = table.groupby("label")
-    counts = {"split": by_class["split"].first(), "count": by_class.size(), "usable": by_class["group"].nunique()}
-    return table, pd.DataFrame(counts).reset_index()
+    return table, class_table(table, {})
 
 
 def main() -> None:

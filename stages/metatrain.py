@@ -1,4 +1,5 @@
-"""features, trajectories -> generators: of class rows, one a model of `metatrain.models`; of whole weights, one of `mcdi.models`.
+"""features, trajectories -> generators: of class rows, one a model of `metatrain.models`; of whole weights, one of `mcdi.models`,
+or, from a sentence, one of `hyperldm.models`.
 
 The unit of work is the training between two judgements on validation episodes: a killed run goes on after the last one it
 finished, bit for bit. The weights of the best judgement are kept, the trained ones beside their moving average.
@@ -17,20 +18,30 @@ import torch
 from metadiff.checkpoint import load_checkpoint, save_checkpoint
 from metadiff.conditioning import Ends
 from metadiff.errors import ParamsError
+from metadiff.hypernet import HNet
 from metadiff.inputs import Inputs, load_inputs
+from metadiff.learner import Perceptron, build_learner
 from metadiff.metatraining import MetaTraining, Pace, Subject, pace_of
+from metadiff.methods.hyperldm import OF_LATENTS
 from metadiff.methods.mcdi import chain_of
+from metadiff.paths import as_shown
 from metadiff.picturefiles import read_pictures
+from metadiff.pictures import Pictures
 from metadiff.rowmodels import row_subject
+from metadiff.rows import Rows
 from metadiff.store import read_rows
+from metadiff.tasks import SENTENCES, read_tasks
+from metadiff.textmodels import TextModels, undump_method
 from metadiff.trajectory_store import TrajectoryStore, open_trajectories
+from metadiff.vectors import read_vectors
 from metadiff.weightmodels import WeightModels
 from stages.runner import Run, Stage, main
 
 if TYPE_CHECKING:
     from metadiff.params import McDi, Metatrain
 
-IMAGES, FEATURES = Path("data/prepared/images.h5"), Path("data/backbone/features.h5")
+PREPARED = Path("data/prepared")
+IMAGES, FEATURES = PREPARED / "images.h5", Path("data/backbone/features.h5")
 TRAJECTORIES = Path("data/trajectories")
 START = "reptile"  # what `ocd` goes out from
 
@@ -53,19 +64,23 @@ def build(run: Run[Metatrain]) -> None:
 
 def plan_of(run: Run[Metatrain]) -> dict[str, tuple[Pace, Callable[[], Subject]]]:
     """Each model with its pace, and how its training begins: one after the other, so that they need no memory together."""
-    data, section, weights = read_rows(FEATURES), run.params, run.mcdi
-    store, inputs = recorded_paths(run.device) if weights.models else (None, Inputs())
+    data, section, weights, text = read_rows(FEATURES), run.params, run.mcdi, run.hyperldm
+    store, inputs = recorded_paths(run.device) if weights.models or text.models else (None, Inputs())
     pictures = read_pictures(FEATURES, IMAGES, pixels=inputs.of_pixels).to(run.device)
     ends = trained_weights(run.device) if section.target == "trajectory-ends" else None
     rows = partial(row_subject, section, features_ND=pictures.features, data=data, ends=ends, seed=run.seed)
     plan: dict[str, tuple[Pace, Callable[[], Subject]]] = {
         model: (pace_of(section), partial(rows, model=model)) for model in section.models
     }
-    if store is not None:
+    if store is not None and weights.models:
         models = WeightModels(weights, pictures, data, store, inputs, run.seed)
         check_schedule(weights)
         in_order = sorted(weights.models, key=lambda model: model != START)  # others may go out from what it has learnt
         plan |= {model: (models.pace(model), partial(begin_weights, models, model, run.out)) for model in in_order}
+    if store is not None and text.models:
+        told = text_models(run, data, store, inputs, pictures)
+        latents_first = sorted(text.models, key=OF_LATENTS.__contains__)
+        plan |= {model: (told.pace(model), partial(begin_text, told, model, run.out)) for model in latents_first}
     return plan
 
 
@@ -73,6 +88,23 @@ def recorded_paths(device: str) -> tuple[TrajectoryStore, Inputs]:
     """And what their learner saw of an image."""
     inputs = load_inputs(TRAJECTORIES / "inputs.safetensors").to(device)
     return open_trajectories(TRAJECTORIES / "trajectories.zarr"), inputs
+
+
+def text_models(run: Run[Metatrain], data: Rows, store: TrajectoryStore, inputs: Inputs, pictures: Pictures) -> TextModels:
+    tasks, vectors = read_tasks(PREPARED, data), read_vectors(PREPARED / SENTENCES)
+    learner = build_learner(store.attributes["learner"])
+    assert isinstance(learner, Perceptron), "conflicts.py refuses the others"
+    seen_NE = inputs.seen(as_shown(store, pictures, data))
+    return TextModels(run.hyperldm, tasks, vectors, data, learner, inputs, seen_NE, run.seed)
+
+
+def begin_text(models: TextModels, model: str, out: Path) -> Subject:
+    """What is of latents goes out from those that were learnt before."""
+    if model not in OF_LATENTS:
+        return models.subject(model)
+    hnet = undump_method(*load_checkpoint(out / "hnet.safetensors"), device=str(models.seen_NE.device))
+    assert isinstance(hnet, HNet)
+    return models.subject(model, hnet)
 
 
 def check_schedule(section: McDi) -> None:
@@ -135,11 +167,11 @@ STAGE = Stage(
     name="metatrain",
     out=Path("data/generator"),
     build=build,
-    inputs=(IMAGES.parent, FEATURES.parent, TRAJECTORIES),
+    inputs=(PREPARED, FEATURES.parent, TRAJECTORIES),
     versions=("h5py", "numpy", "pandas", "safetensors", "zarr"),
     shared=("seed", "threads", "device", "deterministic"),
-    methods=("mcdi",),
-    lower="metatrain.batch or mcdi.batch",
+    methods=("mcdi", "hyperldm"),
+    lower="metatrain.batch, mcdi.batch or hyperldm.batch",
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""labelled images of any source -> images.h5, classes.csv and checks.json.
+"""labelled images of any source -> images.h5, classes.csv and checks.json; where sentences ask more, tasks and vectors of theirs.
 
 The unit of work is a block of images: a killed run goes on after the last block it finished, and all processors draw. What comes
 as archives is unpacked first. Every image that cannot be used is listed with its reason in bad.csv; the run then stops, or goes
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metadiff.artifact import write_array, write_json
-from metadiff.images import KANJI, PUBLISHED, Source, open_source
+from metadiff.errors import DataError
+from metadiff.images import KANJI, PUBLISHED, SHAPES, Source, open_source
 from metadiff.images.archives import archives_at, expected_size, unpack
 from metadiff.images.catalogue import (
     Drawn,
@@ -27,8 +28,9 @@ from metadiff.images.catalogue import (
     without_twins,
 )
 from metadiff.images.splits import crossing, split_classes
-from metadiff.rows import SPLITS
+from metadiff.rows import SPLITS, Rows
 from metadiff.store import write_images
+from metadiff.tasks import SENTENCES, read_tasks, write_tasks
 from stages.checks import manifest_contract
 from stages.executors import Job, computed_units
 from stages.runner import Run, Stage, main
@@ -50,6 +52,8 @@ def build(run: Run[Prepare]) -> None:
         color=section.color,
         given_split=section.split == "given",
         min_images=section.min_images,
+        shares=None if section.split == "given" else section.split,
+        split_seed=section.split_seed,
         quarter_turns=section.quarter_turns,
         unpacked=unpacked(run, path),
         scratch=run.scratch,
@@ -69,7 +73,7 @@ def build(run: Run[Prepare]) -> None:
             run.say(f"{len(images) - len(alone)} images look exactly like one of another class and are left out")
         images = alone
     refuse_small_classes(images, sorted(table["label"].unique()), need=section.min_images)
-    if section.split != "given":
+    if section.split != "given" and not source.splits_share_classes:
         images = images.assign(split=images["label"].map(split(run, source)))
     classes = class_table(images, source.descriptions)
     facts = images.assign(height=size, width=size, channels=channels)
@@ -84,14 +88,33 @@ def build(run: Run[Prepare]) -> None:
         need=need,
         group_is_one_image=one_image,
         twins_are_published=source.twins_are_published,
+        splits_share_classes=source.splits_share_classes,
     )
     rows = make_rows(images, classes, dataset=source.name)
     write_images(run.out / "images.h5", pixels(folders, table, images.index), shape=(size, size, channels), rows=rows)
     listed = classes.rename(columns={"label": "name"})[["name", "split", "count", "description"]]
     listed.to_csv(run.out / "classes.csv", index_label="id", lineterminator="\n")
     write_json(run.out / "checks.json", checks)
+    if source.tasks:
+        write_tasks(run.out / "tasks.json", source.tasks)
+    if section.encoder != "none":
+        embed(run, rows)
     sizes = ", ".join(f"{name} {sum(classes['split'] == name)}" for name in SPLITS)
     run.say(f"{source.name}: {len(images):,} images of {len(classes)} classes ({sizes})")
+
+
+def embed(run: Run[Prepare], rows: Rows) -> None:
+    """The sentences of all tasks as vectors, with what made them."""
+    from metadiff.text import encoder_of  # with torch, which drawing does without
+    from metadiff.vectors import write_vectors
+
+    tasks = read_tasks(run.out, rows)
+    if not tasks:
+        raise DataError("prepare.encoder: nothing here has a description to encode; write none")
+    encoder = encoder_of(run.params.encoder, cached=Path(run.params.path))
+    sentences = sorted({text for task in tasks for text in task.texts})
+    write_vectors(run.out / SENTENCES, sentences, encoder.encode(sentences), about=encoder.about)
+    run.say(f"{len(sentences):,} sentences of {len(tasks):,} tasks")
 
 
 def draw(run: Run[Prepare], source: Source) -> list[Path]:
@@ -119,7 +142,7 @@ def unpacked(run: Run[Prepare], path: Path) -> Path | None:
 
     Not kept from run to run: to make sure that thousands of small files are whole takes longer than to unpack them.
     """
-    may_be = run.params.source in PUBLISHED or (run.params.source not in KANJI and path.is_file())
+    may_be = run.params.source in PUBLISHED or (run.params.source not in (*KANJI, SHAPES) and path.is_file())
     archives = archives_at(path) if may_be else []
     if not archives:
         return None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from metadiff.artifact import FORMAT, ancestry, inventory, record
 from metadiff.errors import DataError, NumericError, ParamsError
-from metadiff.params import McDi, Params, Section, Shared, load
+from metadiff.params import HyperLDM, McDi, Params, Section, Shared, load
 from stages.fingerprint import fingerprint, origin, prepare_environment
 from stages.progress import progress
 from stages.work import BusyError, Work, only_writer
@@ -104,6 +104,11 @@ class Run(Generic[P]):
     def mcdi(self) -> McDi:
         assert "mcdi" in self.stage.methods, f"{self.stage.name} does not declare that it uses mcdi"
         return self._all.mcdi
+
+    @property
+    def hyperldm(self) -> HyperLDM:
+        assert "hyperldm" in self.stage.methods, f"{self.stage.name} does not declare that it uses hyperldm"
+        return self._all.hyperldm
 
     @property
     def scratch(self) -> Path:

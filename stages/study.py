@@ -5,23 +5,22 @@
 
 studies/<study>/params.yaml says which `datasets` and `seeds` there are, the `paths` of the data sets, and what `changes` in
 params.yaml: for `all` of them, then for one data set. Instead of a path a data set may have `backbones`, a data set of another
-study: its images and, seed by seed, its backbones are taken as they are, with the parameters that made them.
+study: its images and, seed by seed, its backbones are taken as they are, with the parameters that made them. With
+`split_by_seed: true` a seed is prepare.split_seed too, and each cell prepares the images for itself.
 
 In its folder, cells/<dataset>/<seed>, a cell has such a params.yaml and the artifacts under their usual names; what finished
 there before, with the same parameters, inputs and code, is published again. What the study's table is made of is copied to
-results/<dataset>/<seed>, with the seconds that each classifier takes.
+results/<dataset>/<seed>, with the seconds that each classifier takes for 1,000 tasks.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -33,14 +32,14 @@ from metadiff.artifact import read_manifest, write_json
 from metadiff.errors import ParamsError
 from metadiff.params import load
 from stages.imports import ROOT
+from stages.timing import adaptation_seconds, described_seconds
 
 STUDIES = ROOT / "studies"
 PREPARED, BACKBONE = Path("data/prepared"), Path("data/backbone")
-AFTER = ("pretrain", "collect", "metatrain", "evaluate")
+STAGES = ("prepare", "pretrain", "collect", "metatrain", "evaluate")
 OWN = {"shared": {"seed"}, "prepare": {"path"}}  # what the study says elsewhere than in its changes
 BEFORE = {"prepare", "pretrain"}  # sections of what other studies can take over
-CURVES = ("draws.csv", "chain.csv")  # with columns where there are generators of whole weights
-TIMED = 500  # tasks
+TABLES = ("draws.csv", "chain.csv", "described.csv")  # not empty where whole weights are generated, or tasks are described
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,24 +60,35 @@ def prepare(study: Path, dataset: str) -> int:
     other, name = source_of(study, dataset)
     if other != study:
         raise ParamsError(f"{study / 'params.yaml'}: backbones: the images of {dataset} are prepared by {other.name}/{name}")
+    if splits_by_seed(study):
+        raise ParamsError(f"{study / 'params.yaml'}: split_by_seed: each cell of {dataset} prepares its images; say its seed")
     compose(study, dataset, cell_folder(study, dataset))
     return run("prepare", cell_folder(study, dataset))
 
 
 def make(study: Path, dataset: str, seed: int) -> int:
     """A cell."""
-    cell, source = cell_folder(study, dataset, seed), source_of(study, dataset)
+    cell, made = cell_folder(study, dataset, seed), made_elsewhere(study, dataset, seed)
     compose(study, dataset, cell, seed)
-    share(cell_folder(*source) / PREPARED, cell / PREPARED)
-    if source != (study, dataset):
-        share(cell_folder(*source, seed) / BACKBONE, cell / BACKBONE)
+    for here, there in made.values():
+        share(there / here, cell / here)
+    if "pretrain" in made:
         refuse_other_parameters(cell)
-    for stage in AFTER if source == (study, dataset) else AFTER[1:]:
-        code = run(stage, cell)
+    for stage in STAGES:
+        code = 0 if stage in made else run(stage, cell)
         if code:
             return code
     keep_results(cell, results_folder(study, dataset, seed))
     return 0
+
+
+def made_elsewhere(study: Path, dataset: str, seed: int) -> dict[str, tuple[Path, Path]]:
+    """The stages that the cell does not run itself: where each puts what it makes, and the folder that has it."""
+    source = source_of(study, dataset)
+    if source == (study, dataset):
+        return {} if splits_by_seed(study) else {"prepare": (PREPARED, cell_folder(study, dataset))}
+    prepared = cell_folder(*source, seed if splits_by_seed(source[0]) else None)
+    return {"prepare": (PREPARED, prepared), "pretrain": (BACKBONE, cell_folder(*source, seed))}
 
 
 def cell_folder(study: Path, dataset: str, seed: int | None = None) -> Path:
@@ -120,6 +130,11 @@ def seeds_of(varied: Mapping[str, Any], dataset: str) -> list[int]:
     return list(varied.get("fewer", {}).get(dataset, varied["seeds"]))
 
 
+def splits_by_seed(study: Path) -> bool:
+    """Whether a seed is that of the split too, so that cells differ in their images."""
+    return bool(varied_of(study).get("split_by_seed", False))
+
+
 def compose(study: Path, dataset: str, cell: Path, seed: int = 0) -> None:
     """The parameters of a cell, checked."""
     yaml = YAML()
@@ -128,6 +143,8 @@ def compose(study: Path, dataset: str, cell: Path, seed: int = 0) -> None:
     for section, values in borrowed + changes_of(*own):
         params.setdefault(section, {}).update(values)
     params["shared"]["seed"] = seed
+    if splits_by_seed(source[0]):
+        params["prepare"]["split_seed"] = seed
     params["prepare"]["path"] = os.path.relpath(ROOT / varied_of(source[0])["paths"][source[1]], cell)
     cell.mkdir(parents=True, exist_ok=True)
     yaml.dump(params, cell / "params.yaml")
@@ -144,7 +161,8 @@ def changes_of(study: Path, dataset: str) -> list[tuple[str, dict[str, Any]]]:
                 if name == "all":  # is of the other data sets
                     continue
                 raise ParamsError(f"{where}: the backbones are those of {varied['backbones'][dataset]}; remove it")
-            for key in OWN.get(section, set()) & set(values):
+            own = OWN.get(section, set()) | ({"split_seed"} if section == "prepare" and splits_by_seed(study) else set())
+            for key in own & set(values):
                 raise ParamsError(f"{where}.{key}: the study sets it by its seeds and paths; remove it")
             found.append((section, values))
     return found
@@ -199,53 +217,18 @@ def keep_results(cell: Path, results: Path) -> None:
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
     found = cell / "data/results"
-    curves = [name for name in CURVES if "," in (found / name).read_text().partition("\n")[0]]  # of any generator
+    tables = [name for name in TABLES if has_content(found / name)]
     memory = ["memory.json"] if (found / "memory.json").is_file() else []
-    for name in ("metrics.json", "episodes.csv", "lineage.json", *curves, *memory):
+    for name in ("metrics.json", "episodes.csv", "lineage.json", *tables, *memory):
         shutil.copy(found / name, results / name)
-    write_json(results / "seconds.json", adaptation_seconds(cell))
+    described = described_seconds(cell)
+    write_json(results / "seconds.json", adaptation_seconds(cell) | ({"described": described} if described else {}))
 
 
-def adaptation_seconds(cell: Path) -> dict[str, float]:
-    """For each classifier, as it was chosen: how long it takes to be made for 1,000 one-shot tasks."""
-    import torch
-
-    from metadiff.baselines.gaussian import GaussianPosterior
-    from metadiff.baselines.nearest import PathEnds
-    from metadiff.classifiers import (
-        classifiers,
-        make_generators,
-        make_training_tasks,
-        make_weight_generators,
-        read_checkpoints,
-    )
-    from metadiff.episodes import draw_episodes
-    from metadiff.picturefiles import read_pictures
-    from metadiff.store import read_rows
-    from metadiff.trajectory_store import open_trajectories
-
-    params = load(cell / "params.yaml")
-    torch.set_num_threads(params.shared.threads)
-    section, path = params.evaluate, cell / "data/backbone/features.h5"
-    chosen = json.loads((cell / "data/results/metrics.json").read_bytes())["chosen"]
-    data, checkpoints = read_rows(path), read_checkpoints(cell / "data/generator")
-    weights = make_weight_generators(checkpoints, "cpu")
-    of_pixels = any(made.inputs.of_pixels for made in weights.values())
-    pictures = read_pictures(path, cell / PREPARED / "images.h5", pixels=of_pixels)
-    features_ND = pictures.features
-    ends = PathEnds.of(open_trajectories(cell / "data/trajectories/trajectories.zarr")) if weights else None
-    tasks = make_training_tasks(ends, weights, features_ND, data)
-    made = make_generators(checkpoints, "cpu"), weights, tasks
-    sizes = {"way": section.way, "shot": 1, "query": section.query, "episodes": TIMED}
-    episodes = draw_episodes(data, "test", **sizes, seed=section.seed)
-    seconds = {}
-    for name, candidates in classifiers(section, GaussianPosterior(features_ND, data), *made):
-        candidate = candidates[chosen[name]["candidate"]]
-        candidate.adapt(pictures, episodes)  # to warm up
-        start = time.perf_counter()
-        candidate.adapt(pictures, episodes)
-        seconds[name] = (time.perf_counter() - start) * 1000 / TIMED
-    return seconds
+def has_content(table: Path) -> bool:
+    """A column beside the first, and a row."""
+    header, _, rows = table.read_text(encoding="utf-8").partition("\n") if table.is_file() else ("", "", "")
+    return "," in header and bool(rows)
 
 
 if __name__ == "__main__":

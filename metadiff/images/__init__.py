@@ -10,8 +10,9 @@ from metadiff.images.source import BadImageError, Entry, Source
 __all__ = ["BadImageError", "Entry", "Source", "open_source"]
 
 KANJI = ("kanji-radicals", "kanji-components")
+SHAPES = "described-shapes"
 PUBLISHED = ("omniglot", "miniimagenet", "tieredimagenet", "cifar-fs", "fc100", "cub")
-SOURCES = (*KANJI, "folder", *PUBLISHED)
+SOURCES = (*KANJI, SHAPES, "folder", *PUBLISHED)
 
 
 def open_source(
@@ -22,13 +23,16 @@ def open_source(
     color: str,
     given_split: bool,
     min_images: int,
+    shares: tuple[float, float, float] | None = None,
+    split_seed: int = 0,
     quarter_turns: bool = False,
     unpacked: Path | None = None,
     scratch: Path | None = None,
 ) -> Source:
     """Only names and labels are read here; the images themselves are opened one by one, when they are drawn.
 
-    ``unpacked`` has a folder for each archive at ``path``; ``scratch`` takes what must be decoded before it can be read.
+    ``shares`` and ``split_seed`` are for a source that splits its images itself. ``unpacked`` has a folder for each archive at
+    ``path``; ``scratch`` takes what must be decoded before it can be read.
     """
     if name not in SOURCES:
         raise ParamsError(f"prepare.source must be one of {', '.join(SOURCES)}, got {name!r}")
@@ -56,6 +60,11 @@ def open_source(
         raise ParamsError(
             f"prepare.split: given needs prepare.source folder or a published data set, got {name}; write three shares"
         )
+    if name == SHAPES:
+        assert shares, "a split that is not given has them"
+        from metadiff.images import shapes
+
+        return shapes.open_shapes(path, image_size=image_size, color=color, shares=shares, seed=split_seed)
     from metadiff.images import kanji
 
     kind = name.removeprefix("kanji-")

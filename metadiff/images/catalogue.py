@@ -82,10 +82,13 @@ def refuse_small_classes(images: pd.DataFrame, labels: Sequence[str], *, need: i
 
 
 def class_table(images: pd.DataFrame, descriptions: Mapping[str, str]) -> pd.DataFrame:
-    """One row a class, in the order of the names: its place is the label in images.h5."""
+    """One row a class, in the order of the names: its place is the label in images.h5; of several splits it is of the first."""
+    images = images.assign(split=images["split"].map(SPLITS.index))
     by_class = images.groupby("label", sort=True)
     usable = by_class["group"].nunique()
-    table = pd.DataFrame({"split": by_class["split"].first(), "count": by_class.size(), "usable": usable}).reset_index()
+    table = pd.DataFrame(
+        {"split": by_class["split"].min().map(dict(enumerate(SPLITS))), "count": by_class.size(), "usable": usable}
+    ).reset_index()
     return table.assign(description=table["label"].map(descriptions))
 
 

@@ -14,12 +14,12 @@ from metadiff.errors import DataError
 from metadiff.images.decode import decode_file
 from metadiff.images.files import is_clutter, portable
 from metadiff.images.listing import find_table, read_table
-from metadiff.images.source import Entry, large_classes, shown
+from metadiff.images.source import ClassesApart, Entry, large_classes, shown
 from metadiff.rows import SPLITS
 
 
 @dataclass(frozen=True)
-class Folder:
+class Folder(ClassesApart):
     """Images in files; a group is one image, for nothing says which files show the same thing."""
 
     root: Path

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from metadiff.errors import DataError
 from metadiff.images.kanjivg import Character, Group, read_locked
-from metadiff.images.source import Entry, large_classes, require_classes
+from metadiff.images.source import ClassesApart, Entry, large_classes, require_classes
 from metadiff.images.strokes import Curve, boxed, paint, points_along
 
 BOX = (0.0, 0.0, 109.0)  # the square that every kanji of the package is written in
@@ -24,7 +24,7 @@ MARGIN = {"radicals": 0.0, "components": 0.09}  # a kanji already keeps clear of
 
 
 @dataclass(frozen=True)
-class Kanji:
+class Kanji(ClassesApart):
     """A source of kanji; one image is the strokes of one entry."""
 
     entries: Sequence[Entry]

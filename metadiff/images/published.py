@@ -22,7 +22,7 @@ from metadiff.images.arrayfiles import arrays
 from metadiff.images.imagefiles import class_folders
 from metadiff.images.place import Place, draw_place
 from metadiff.images.shelf import Layout, Reading, Shelf
-from metadiff.images.source import BadImageError, Entry, large_classes, require_classes, shown
+from metadiff.images.source import BadImageError, ClassesApart, Entry, large_classes, require_classes, shown
 from metadiff.rows import SPLITS
 
 LAYOUTS: tuple[Layout, ...] = (class_folders, arrays)
@@ -140,7 +140,7 @@ FACTS = {
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(ClassesApart):
     """A published data set as a source; a group is one image."""
 
     name: str

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metadiff.errors import DataError
+
+if TYPE_CHECKING:
+    from metadiff.concepts import DescribedTask
 
 
 class BadImageError(DataError):
@@ -60,6 +63,14 @@ class Source(Protocol):
         """True: images with the same pixels in two splits are part of a published data set: said, not refused."""
 
     @property
+    def splits_share_classes(self) -> bool:
+        """True: the images of a class are split, by the source itself; a class stands for the first split that it is in."""
+
+    @property
+    def tasks(self) -> Sequence[DescribedTask]:
+        """What sentences ask of the images, beyond which class they are of."""
+
+    @property
     def findings(self) -> Sequence[str]:
         """What was found on the disk, in words."""
 
@@ -68,6 +79,13 @@ class Source(Protocol):
 
     def part(self, part: range) -> Source:
         """These entries alone, to be sent to another process."""
+
+
+class ClassesApart:
+    """What is true of most sources: a class is of one split, and nothing else is asked of its images."""
+
+    splits_share_classes: bool = False
+    tasks: Sequence[DescribedTask] = ()
 
 
 def large_classes(entries: Iterable[Entry], min_images: int) -> tuple[list[Entry], dict[str, int]]:

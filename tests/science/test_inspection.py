@@ -21,13 +21,14 @@ ABOUT = {"dataset": "birds", "params": PARAMS, "layout": LAYOUT, "seed": 7, "ver
 ABOUT |= {"refused": {"not finite": 3, "not improved": 4}}
 
 
-def made(path: Path, *, kept: int = 5, **changes: object) -> TrajectoryStore:
+def made(path: Path, *, kept: int = 5, told: dict[str, object] | None = None, **changes: object) -> TrajectoryStore:
     rng = np.random.default_rng(0)
     ids = (np.arange(23), np.zeros((23, 3)), np.zeros((23, 3, 2)))
     loss_TK = np.linspace(2, 0.5, kept) * np.linspace(0.9, 1.1, 23)[:, None]
     floats = (rng.normal(size=(23, kept, 15)), loss_TK, np.tile(np.linspace(0.25, 1, kept), (23, 1)))
     found = Trajectories(*(part.astype(np.int32) for part in ids), *(part.astype(np.float32) for part in floats))
-    write_trajectories(path, [found], count=23, block=10, steps=tuple(range(kept)), about=ABOUT | {"params": PARAMS | changes})
+    about = ABOUT | {"params": PARAMS | changes} | (told or {})
+    write_trajectories(path, [found], count=23, block=10, steps=tuple(range(kept)), about=about)
     return open_trajectories(path)
 
 
@@ -61,6 +62,13 @@ def test_the_summary_of_networks_says_that_they_see_pixels(tmp_path: Path) -> No
     lines = summary(made(tmp_path / "a.zarr", **MLP | {"learner": "conv"}))
     assert lines[2] == "inputs    the pixels, standardised, with noise of deviation 0.3 in the gradient"
     assert lines[3].startswith("vector    conv learner of 3 channels: 15 numbers")  # as many as the first part has rows
+
+
+def test_the_summary_of_sentences_counts_them(tmp_path: Path) -> None:
+    """One sentence of two tasks is one."""
+    tasks = [{"number": n, "name": f"{n}", "kind": "some", "texts": [f"sentence {n}", "either"]} for n in (0, 3, 4)]
+    lines = summary(made(tmp_path / "a.zarr", told={"tasks_of": "sentences", "descriptions": tasks}, sees="support"))
+    assert lines[1] == "tasks     yes or no to 4 sentences of 3 tasks, 2 images that are right and as many that are wrong; seed 7"
 
 
 def test_the_table_has_percentiles_over_the_tasks_at_kept_steps(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_a_missing_package_or_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_source_that_is_not_known_or_cannot_give_a_split() -> None:
-    with pytest.raises(ParamsError, match=r"must be one of kanji-radicals, kanji-components, folder, .*, got 'kana'"):
+    with pytest.raises(ParamsError, match=r"must be one of kanji-radicals, kanji-components, described-shapes, .*, got 'kana'"):
         open_source("kana", path=LOCK, image_size=32, color="gray", given_split=False, min_images=20)
     with pytest.raises(ParamsError, match=r"given needs prepare\.source folder or a published data set, got kanji-radicals"):
         open_source("kanji-radicals", path=LOCK, image_size=32, color="gray", given_split=True, min_images=20)

@@ -67,6 +67,11 @@ TRAINED = set_value("metatrain.models", "[task]", ENDS)
 PATHS = set_value("mcdi.models", "[local]", set_value("collect.keep", "4", set_value("collect.dim", "64")))
 NETWORKS = set_value("mcdi.models", "[reptile, local]", set_value("collect.learner", "conv", PATHS))
 NETWORKS = set_value("collect.sees", "support", NETWORKS)
+SHAPES = set_value("prepare.path", "data/builtin/x.safetensors", set_value("prepare.source", "described-shapes"))
+SHAPES = set_value("prepare.color", "rgb", SHAPES)
+ASKED = set_value("collect.sees", "support", set_value("collect.way", "2", set_value("collect.tasks_of", "sentences", SHAPES)))
+TOLD = set_value("collect.dim", "64", set_value("collect.learner", "mlp", set_value("prepare.encoder", "cached", ASKED)))
+TOLD = set_value("hyperldm.models", "[hnet, hvae, hyperldm, hyperclip, mlp, end-to-end, joint]", TOLD)
 WRONG_VALUES = [  # key, what to write, what it must be
     ("shared.seed", "-1", f"must be {SEED}, got the number -1"),
     ("shared.seed", "2147483648", f"must be {SEED}, got the number 2147483648"),
@@ -142,7 +147,7 @@ WRONG_VALUES = [  # key, what to write, what it must be
     ("evaluate.shots", "[1, five]", f"must be {SHOT}, got the text 'five'"),
     ("evaluate.shots", "!!set {1, 5}", f"must be {SHOTS}, got a value of the YAML type set"),
 ]
-SOURCES = f"must be one of kanji-radicals, kanji-components, folder, {', '.join(PUBLISHED)}"
+SOURCES = f"must be one of kanji-radicals, kanji-components, described-shapes, folder, {', '.join(PUBLISHED)}"
 KANJI_FILE = "data/builtin/kanjivg.json"
 OTHER_WORDS = {
     "prepare.source: folder": f"prepare.path: must be a folder or an archive for prepare.source folder, got '{KANJI_FILE}'",
@@ -186,7 +191,7 @@ WRONG_TEXTS = {
     ),
     "key at the top": (
         replace("\npretrain:", "\nlr: 1\npretrain:"),
-        [at("pretrain", "lr: unknown key; it belongs to pretrain or collect or metatrain or mcdi")],
+        [at("pretrain", "lr: unknown key; it belongs to pretrain or collect or metatrain or mcdi or hyperldm")],
     ),
     "wrong section": (
         replace("\nshared:", "\nshard:"),
@@ -217,6 +222,128 @@ WRONG_TEXTS = {
     "a table instead of its folder": (
         set_value("prepare.source", "folder", set_value("prepare.path", "own/Labels.CSV")),
         [at("prepare.path", "prepare.path: must be the folder that the table of images lies in, got 'own/Labels.CSV'")],
+    ),
+    "pictures of described shapes": (
+        set_value("prepare.source", "described-shapes"),
+        [
+            at(
+                "prepare.path",
+                f"prepare.path: must end in .safetensors for prepare.source described-shapes, got '{KANJI_FILE}'",
+            ),
+            at(
+                "prepare.color",
+                "prepare.color: must be rgb for prepare.source described-shapes, whose tasks ask for colours, got gray",
+            ),
+        ],
+    ),
+    "more shapes of a kind than there are": (
+        set_value("prepare.min_images", "49", SHAPES),
+        [at("prepare.min_images", "prepare.min_images: must be at most 48 for prepare.source described-shapes, got 49")],
+    ),
+    "shapes whose split is given": (
+        set_value("prepare.split", "given", SHAPES),
+        [
+            at(
+                "prepare.split",
+                "prepare.split: given needs prepare.source folder or a published data set, got described-shapes; "
+                "write three shares",
+            )
+        ],
+    ),
+    "sentences instead of a folder": (
+        set_value("prepare.source", "folder", SHAPES),
+        [
+            at(
+                "prepare.path",
+                "prepare.path: must be a folder or an archive for prepare.source folder, got 'data/builtin/x.safetensors'",
+            )
+        ],
+    ),
+    "cached sentences of other images": (
+        set_value("prepare.encoder", "cached"),
+        [
+            at(
+                "prepare.encoder",
+                "prepare.encoder: cached needs prepare.source described-shapes, got kanji-radicals; write none or minilm",
+            )
+        ],
+    ),
+    "sentences of five ways": (
+        set_value("collect.way", "5", ASKED),
+        [at("collect.way", "collect.way: must be 2 for collect.tasks_of sentences, got 5")],
+    ),
+    "sentences of whole classes": (
+        set_value("collect.sees", "classes", ASKED),
+        [at("collect.sees", "collect.sees: must be support for collect.tasks_of sentences, got classes")],
+    ),
+    "rows of trajectories of sentences": (
+        set_value("metatrain.models", "[task]", set_value("metatrain.target", "trajectory-ends", ASKED)),
+        [
+            at(
+                "metatrain.target",
+                "metatrain.target: must be class-means for collect.tasks_of sentences, whose paths are of no classes",
+            )
+        ],
+    ),
+    "whole weights of sentences without text": (
+        set_value("mcdi.models", "[local]", ASKED),
+        [at("mcdi.models", "mcdi.models: must be [] for collect.tasks_of sentences, whose paths are of no classes")],
+    ),
+    "no model at all": (
+        set_value("metatrain.models", "[]"),
+        [
+            at(
+                "metatrain.models",
+                "metatrain.models: must have a model where mcdi.models and hyperldm.models have none, got none",
+            )
+        ],
+    ),
+    "latents of nobody": (
+        set_value("hyperldm.models", "[hvae, hyperldm, hyperclip, mlp]", TOLD),
+        [
+            at("hyperldm.models", f"hyperldm.models: {model} is of the latents of hnet; add hnet")
+            for model in ("hyperldm", "hyperclip", "mlp")
+        ],
+    ),
+    "few linear times of latents": (
+        set_value("hyperldm.times", "20", set_value("hyperldm.schedule", "linear", TOLD)),
+        [at("hyperldm.times", "hyperldm.times: must be at least 21 for hyperldm.schedule linear, got 20")],
+    ),
+    "more sampling steps of latents than times": (
+        set_value("hyperldm.sampling_steps", "21", set_value("hyperldm.times", "20", TOLD)),
+        [at("hyperldm.sampling_steps", "hyperldm.sampling_steps: must be at most hyperldm.times 20, got 21")],
+    ),
+    "weights from sentences without vectors": (
+        set_value("prepare.encoder", "none", TOLD),
+        [
+            at(
+                "prepare.encoder",
+                "prepare.encoder: hyperldm.models need the vectors of sentences; write cached or minilm, got none",
+            )
+        ],
+    ),
+    "weights from sentences of another learner": (
+        set_value("collect.learner", "cosine", TOLD),
+        [at("collect.learner", "collect.learner: must be mlp for hyperldm.models, got cosine")],
+    ),
+    "weights from sentences of more ways": (
+        set_value(
+            "hyperldm.models", "[end-to-end]", set_value("collect.tasks_of", "episodes", set_value("collect.way", "5", TOLD))
+        ),
+        [
+            at(
+                "collect.way",
+                "collect.way: must be 2 for hyperldm.models, whose tasks are questions of yes or no, got 5",
+            )
+        ],
+    ),
+    "weights from sentences of features as they are": (
+        set_value("collect.dim", "0", TOLD),
+        [at("collect.dim", "collect.dim: must be at least 1 for hyperldm.models, whose learner sees whitened inputs, got 0")],
+    ),
+    "found weights of episodes": (
+        set_value("collect.tasks_of", "episodes", TOLD),
+        [at("hyperldm.models", "hyperldm.models: hvae needs collect.tasks_of sentences, got episodes")],
     ),
     "query too many": (
         set_value("evaluate.query", "19"),
@@ -488,6 +615,12 @@ GOOD = {
         "collect.noise", "0.3", set_value("collect.sees", "support", set_value("collect.learner", "mlp"))
     ),
     "networks, with a start for all tasks and a generator": set_value("collect.dim", "0", NETWORKS),
+    "shapes": set_value("prepare.min_images", "48", SHAPES),
+    "what sentences ask": ASKED,
+    "all weights from sentences": TOLD,
+    "of the weights that were found": set_value("hyperldm.latents", "hvae", TOLD),
+    "from sentences alone": set_value("metatrain.models", "[]", TOLD),
+    "vectors of descriptions": set_value("prepare.encoder", "minilm"),
     "given, of a folder": set_value(
         "prepare.split", "given", set_value("prepare.path", "x", set_value("prepare.source", "folder"))
     ),

@@ -64,6 +64,26 @@ def test_all_comes_back_exactly_block_by_block(tmp_path: Path) -> None:
     assert store.attributes["seed"] == 7
 
 
+def test_paths_of_sentences_are_of_no_classes(tmp_path: Path) -> None:
+    """Whoever takes the number of a described task for a class is stopped."""
+    episodes, sentences = tmp_path / "a.zarr", tmp_path / "b.zarr"
+    for path, about in ((episodes, {}), (sentences, {"tasks_of": "sentences"})):
+        write_trajectories(path, [content()], count=COUNT, block=BLOCK, steps=STEPS, about=ABOUT | about)
+    store = open_trajectories(sentences)
+    np.testing.assert_array_equal(store.described, content().classes_TW[:, 0])
+    np.testing.assert_array_equal(store.block(1).classes_TW, content().classes_TW[8:16])
+    with pytest.raises(
+        DataError, match=r"b\.zarr: its paths are of sentences, not of classes; write collect\.tasks_of episodes$"
+    ):
+        _ = store.classes
+    store = open_trajectories(episodes)
+    np.testing.assert_array_equal(store.classes, content().classes_TW)
+    with pytest.raises(
+        DataError, match=r"a\.zarr: its paths are of episodes, not of sentences; write collect\.tasks_of sentences$"
+    ):
+        _ = store.described
+
+
 @pytest.mark.parametrize("ends", [(), (8, 16), (1, 2, 3), (0, 8, 8, 23), (22,)])
 def test_the_bytes_do_not_depend_on_how_the_tasks_come(tmp_path: Path, ends: tuple[int, ...]) -> None:
     assert files(write(tmp_path / "a.zarr", *ends)) == files(write(tmp_path / "b.zarr", 4, 12))

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from metadiff.concepts import DescribedTask
 from metadiff.errors import DataError
 from metadiff.rows import Rows
 from metadiff.trajectory import Trajectories
@@ -46,10 +48,14 @@ def manifest() -> dict[str, pd.DataFrame]:
 
 
 def check_manifest(
-    tables: dict[str, pd.DataFrame], *, group_is_one_image: bool = True, twins_are_published: bool = False
+    tables: dict[str, pd.DataFrame],
+    *,
+    group_is_one_image: bool = True,
+    twins_are_published: bool = False,
+    splits_share_classes: bool = False,
 ) -> list[Row]:
     allowed = {"group_is_one_image": group_is_one_image, "twins_are_published": twins_are_published}
-    return manifest_contract(**tables, size=32, channels=1, need=6, **allowed)
+    return manifest_contract(**tables, size=32, channels=1, need=6, splits_share_classes=splits_share_classes, **allowed)
 
 
 def features() -> dict[str, pd.DataFrame]:
@@ -290,6 +296,14 @@ def test_a_group_may_cross_splits_when_it_is_more_than_one_image() -> None:
     assert "group" in str(broken("manifest", put("images", 0, group="group 1")))
 
 
+def test_a_class_may_cross_splits_when_its_images_are_split() -> None:
+    tables = manifest()
+    put("images", 0, split="test")(tables)
+    rows = check_manifest(tables, splits_share_classes=True)
+    assert "a class in one split only" not in [row["expected"] for row in rows]
+    assert "a class in one split only" in str(broken("manifest", put("images", 0, split="test")))
+
+
 def test_rows_are_numbered_by_their_place_whatever_the_index() -> None:
     def change(tables: dict[str, pd.DataFrame]) -> None:
         put("images", 3, height=31)(tables)
@@ -323,6 +337,54 @@ def test_the_facts_of_trajectories_count_what_is_as_it_should_be() -> None:
     assert facts["support"].tolist() == [4, 2, 4, 3, 3]
     assert facts["largest"].tolist() == [0, 3, 0, 0, 0]
     assert facts.loc[1, ["first_loss", "last_loss", "first_accuracy", "last_accuracy"]].tolist() == [2, 3, 12, 13]
+
+
+def test_questions_must_be_of_training_and_have_their_answers() -> None:
+    """All else is asked of them as of episodes."""
+    facts = trajectories()["trajectories"].drop(columns="base_classes").assign(training_task=True)
+    sizes = {"accepted": 20, "drawn": 22, "way": 5, "shot": 5}
+    asked = [(row["column"], row["expectation"]) for row in trajectories_contract(facts, **sizes, tasks_of="sentences")]
+    of_episodes = [(row["column"], row["expectation"]) for row in check_trajectories(trajectories())]
+    assert sorted(asked) == sorted((column.replace("base_classes", "training_task"), name) for column, name in of_episodes)
+    faults: dict[str, tuple[object, str]] = {
+        "training_task": (False, "must be true; 1 of 20 rows break it\n  row 3: task 3, training_task False"),
+        "support": (24, "must be 25; 1 of 20 rows break it\n  row 3: task 3, support 24"),
+    }
+    for column, (value, expected) in faults.items():
+        with pytest.raises(DataError) as caught:
+            trajectories_contract(
+                facts.assign(**{column: facts[column].mask(facts["task"] == 3, value)}), **sizes, tasks_of="sentences"
+            )
+        assert str(caught.value) == f"table trajectories, column {column}: {expected}"
+
+
+def test_the_facts_of_questions_count_the_images_that_are_the_answers() -> None:
+    """Kinds 0 and 1 are right for task 1, kind 2 is nearly right, kind 3 wrong; the last image of each is a test image."""
+    label, split = np.arange(12, dtype=np.int32) // 3, np.tile(np.array([0, 1, 2], np.uint8), 4)
+    data = Rows(label, split, np.arange(12, dtype=np.int32), np.full(12, b"x"), np.array([b"a", b"b", b"c", b"d"]), "shapes")
+    task = DescribedTask("t", "t", "or", "train", ("t?",), (0, 1), (2,), (3,))
+    tasks = [replace(task, name="s", split="test"), task, replace(task, name="u", no=(), split="val")]
+    right = [[6, 9], [0, 3]]
+    cases: list[tuple[list[int], list[list[int]], bool, int]] = [  # numbers, support, whether of training, good images
+        ([1, 1], right, True, 4),
+        ([1, 1], [[7, 10], [4, 1]], True, 4),
+        ([1, 1], right[::-1], True, 0),
+        ([1, 1], [[6, 0], [0, 3]], True, 3),
+        ([1, 1], [[6, 9], [9, 3]], True, 3),
+        ([1, 1], [[8, 9], [2, 3]], True, 2),
+        ([1, 1], [[6, 6], [0, 0]], True, 2),
+        ([0, 0], right, False, 4),
+        ([2, 2], right, False, 3),
+        ([1, 0], right, False, 4),
+        ([9, 9], right, False, 3),
+    ]
+    classes, support = (np.array([case[part] for case in cases], np.int32) for part in (0, 1))
+    count = len(cases)
+    floats = (np.zeros((count, 2, 4), np.float32), np.zeros((count, 2), np.float32), np.zeros((count, 2), np.float32))
+    facts = trajectory_facts(Trajectories(np.arange(count, dtype=np.int32), classes, support, *floats), data, tasks)
+    assert facts["training_task"].tolist() == [case[2] for case in cases]
+    assert facts["support"].tolist() == [case[3] for case in cases]
+    assert "base_classes" not in facts
 
 
 QUIET = """

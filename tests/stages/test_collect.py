@@ -6,23 +6,33 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from ruamel.yaml import YAML
 from torch.nn.functional import conv2d, cross_entropy
 
-from metadiff.artifact import file_sha256, seal, verify
+from metadiff.artifact import file_sha256, seal, verify, write_array
+from metadiff.cli import main
+from metadiff.concepts import DescribedTask
+from metadiff.errors import DataError
 from metadiff.inputs import load_inputs, moved
 from metadiff.layout import tensors_of
 from metadiff.learner import Perceptron, build_learner
 from metadiff.network import Network
 from metadiff.rows import Rows
 from metadiff.store import image_blocks, read_features, read_rows, write_features, write_images
+from metadiff.tasks import write_tasks
+from metadiff.trajectory import Trajectories
 from metadiff.trajectory_store import TrajectoryStore, open_trajectories
+from stages import collect
 from stages.collect import STAGE
+from stages.executors import VARIABLE
 from stages.imports import ROOT
 from stages.runner import Exit, _guarded
 
@@ -30,31 +40,37 @@ CLASSES, IMAGES, DIM, SHAPE = 9, 12, 16, (10, 10, 3)
 TINY = {"tasks": 20, "block": 8, "way": 3, "shot": 2, "steps": 12, "keep": 4, "lr": 0.05}
 MLP = {"learner": "mlp", "hidden": 8, "dim": 6, "spread": 0.5, "sees": "support", "shot": 4, "init_std": 1.0, "noise": 0.2}
 MLP |= {"weight_decay": 0.01, "steps": 60}
+SENTENCES = MLP | {"tasks_of": "sentences", "way": 2, "shot": 6, "noise": 0.0}
 CONV = {"learner": "conv", "channels": 6, "sees": "support", "dim": 6, "init_std": 1.0, "lr": 0.02, "steps": 30}
 
 
-def generated_features(path: Path) -> None:
-    """Classes that lie apart, a third of them in each split, their rows in a mixed order."""
+def generated_features(path: Path, tasks: Sequence[DescribedTask] = ()) -> None:
+    """Classes that lie apart, their rows in a mixed order; with described tasks it is images that are split, not classes."""
     rng = np.random.default_rng(0)
     label = rng.permutation(np.repeat(np.arange(CLASSES), IMAGES)).astype(np.int32)
     names = np.array([f"class {i}".encode() for i in range(CLASSES)])
     count = len(label)
     split = (label % 2).astype(np.uint8)  # five base classes
+    if tasks:
+        place = np.array([np.sum(label[:row] == label[row]) for row in range(count)])
+        split = np.where(label % 2, 1 + place % 2, place % 3).astype(np.uint8)
     rows = Rows(label, split, np.arange(count, dtype=np.int32), np.full(count, b"x"), names, "generated")
     features_ND = rng.normal(size=(CLASSES, DIM))[label] + 0.5 * rng.normal(size=(count, DIM))
     path.parent.mkdir(parents=True)
     write_features(path, features_ND.astype(np.float32), rows=rows)
     seal(path.parent)
-    draw_images(path.parents[1] / "prepared/images.h5", rows)
+    draw_images(path.parents[1] / "prepared/images.h5", rows, tasks)
 
 
-def draw_images(path: Path, rows: Rows) -> None:
+def draw_images(path: Path, rows: Rows, tasks: Sequence[DescribedTask]) -> None:
     """Of each class a pattern of its own, of colours, with noise."""
     rng = np.random.default_rng(1)
     pattern_CHWC = rng.integers(40, 200, (CLASSES, *SHAPE))
     images_NHWC = (pattern_CHWC[rows.label] + rng.integers(-40, 40, (len(rows.label), *SHAPE))).astype(np.uint8)
     path.parent.mkdir(parents=True)
     write_images(path, [images_NHWC], shape=SHAPE, rows=rows)
+    if tasks:
+        write_tasks(path.with_name("tasks.json"), tasks)
     seal(path.parent)
 
 
@@ -254,3 +270,151 @@ def test_more_ways_than_base_classes_is_said(checkout: Path, capsys: pytest.Capt
     set_collect(way=6)
     assert _guarded(STAGE) is Exit.DATA
     assert "train: 6-way episodes need 6 classes, there are 5" in capsys.readouterr().err
+
+
+def others(*classes: int) -> tuple[int, ...]:
+    return tuple(label for label in range(CLASSES) if label not in classes)
+
+
+def told() -> list[DescribedTask]:
+    """Only even classes have train images. Those of training are the second task, the third and the fifth."""
+    first, second = (
+        DescribedTask(name, name, "or", "train", (name, f"is it {name}?"), classes, (), others(*classes))
+        for name, classes in (("0 or 2", (0, 2)), ("4 or 7", (4, 7)))
+    )
+    near = DescribedTask("2 and 4", "2 and 4", "two", "train", ("2 and 4", "is it 2 and 4?"), (2,), (4, 1), others(2, 4, 1))
+    return [replace(near, name="later", split="val"), first, second, replace(near, name="last", split="test"), near]
+
+
+@pytest.fixture
+def asked(workplace: Path) -> Path:
+    """A folder with images of every class in val and test, and what sentences ask of them."""
+    generated_features(workplace / "data/backbone/features.h5", told())
+    set_collect(**SENTENCES)
+    return workplace
+
+
+def test_paths_of_sentences_are_of_the_training_tasks_in_turn(asked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _guarded(STAGE) is Exit.OK
+    store, rows, tasks = published(), read_rows(asked / "data/backbone/features.h5"), told()
+    assert store.described.tolist() == [[1, 2, 4][number % 3] for number in range(20)]
+    assert store.attributes["tasks_of"] == "sentences"
+    assert store.attributes["descriptions"] == [
+        {"number": number} | {key: asdict(tasks[number])[key] for key in ("name", "kind")} | {"texts": list(tasks[number].texts)}
+        for number in (1, 2, 4)
+    ]
+    assert {*rows.split[store.support].flat} == {0, 1}
+    for number, support_WS in zip(store.described, store.support, strict=True):
+        assert np.isin(rows.label[support_WS[1]], tasks[number].yes).all()
+        assert not np.isin(rows.label[support_WS[0]], tasks[number].yes).any()
+        assert len({*support_WS.flat}) == 12
+        assert np.isin(rows.label[support_WS[0, 1::2]], tasks[number].near).all() or not tasks[number].near
+    assert (store.support[0] != store.support[3]).any()  # the same task again
+    with pytest.raises(DataError, match="its paths are of sentences, not of classes"):
+        _ = store.classes
+    capsys.readouterr()
+    assert main(["inspect"]) == 0
+    assert "yes or no to 6 sentences of 3 tasks, 6 images that are right and as many that are wrong" in capsys.readouterr().out
+
+
+def test_perceptrons_answer_of_new_images(asked: Path) -> None:
+    """Way 1 is yes; read by numpy alone."""
+    assert _guarded(STAGE) is Exit.OK
+    store, rows, tasks = published(), read_rows(asked / "data/backbone/features.h5"), told()
+    features_ND = torch.from_numpy(read_features(asked / "data/backbone/features.h5"))
+    seen_NE = load_inputs(Path("data/trajectories/inputs.safetensors")).of(moved(features_ND, rows, 0.5)).numpy()
+    parts = [(part["offset"], part["shape"]) for part in store.attributes["layout"]]
+    test, right = rows.split == 2, []
+    for vector, number in zip(store.end_points(), store.described, strict=True):
+        enter, shift, leave, last = (vector[start:][: np.prod(shape)].reshape(shape) for start, shape in parts)
+        answer_N = (np.maximum(seen_NE @ enter.T + shift, 0) @ leave + last).argmax(1)
+        right.append((answer_N == np.isin(rows.label, tasks[number].yes))[test].mean())
+    assert np.mean(right) > 0.8
+
+
+def test_episodes_say_so_and_describe_nothing(checkout: Path) -> None:
+    assert _guarded(STAGE) is Exit.OK
+    about = published().attributes
+    assert about["tasks_of"] == "episodes"
+    assert "descriptions" not in about
+
+
+def test_a_stopped_run_of_sentences_goes_on_to_the_same_bytes(asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, computed = collect.collect_block, []
+
+    def twice(*args: object, **kwargs: object) -> object:
+        computed.append(args[2])
+        if len(computed) == 2:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(collect, "collect_block", twice)
+    with pytest.raises(KeyboardInterrupt):
+        _guarded(STAGE)
+    assert units() == ["block-00000"]
+    assert _guarded(STAGE) is Exit.OK
+    assert computed == [range(8), range(8, 16), range(8, 16), range(16, 20)]
+    stopped = verify(Path("data/trajectories"))
+    shutil.rmtree("data/.work")
+    assert _guarded(STAGE) is Exit.OK
+    assert verify(Path("data/trajectories")) == stopped
+
+
+@pytest.mark.slow  # processes import torch
+@pytest.mark.parametrize("executor", ["processes:2", "dask"])
+def test_workers_give_the_same_paths_of_sentences(asked: Path, monkeypatch: pytest.MonkeyPatch, executor: str) -> None:
+    assert _guarded(STAGE) is Exit.OK
+    serial = verify(Path("data/trajectories"))
+    shutil.rmtree("data/.work")
+    monkeypatch.setenv(VARIABLE, executor)
+    assert _guarded(STAGE) is Exit.OK
+    assert sorted(units()) == ["block-00000", "block-00001", "block-00002"]
+    assert verify(Path("data/trajectories")) == serial
+
+
+@pytest.mark.parametrize("fault", ["a wrong image", "a test image", "an image twice", "a val task"])
+def test_wrong_paths_of_sentences_are_not_published(
+    asked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    rows = read_rows(asked / "data/backbone/features.h5")
+    whole = collect.save_unit
+
+    def spoilt(folder: Path, found: Trajectories, **others: NDArray[np.int64]) -> None:
+        whole(folder, found, **others)
+        support_TWS, classes_TW = (np.load(folder / f"{name}.npy") for name in ("support_TWS", "classes_TW"))
+        if fault == "a wrong image":
+            support_TWS[1, 1, 2] = np.flatnonzero((rows.label == 8) & (rows.split == 1))[0]
+        elif fault == "a test image":
+            support_TWS[1, 1, 2] = np.flatnonzero((rows.label == 4) & (rows.split == 2))[0]
+        elif fault == "an image twice":
+            support_TWS[1, 1, 2] = support_TWS[1, 1, 3]
+        else:
+            classes_TW[4] = 0
+        write_array(folder / "support_TWS.npy", support_TWS)
+        write_array(folder / "classes_TW.npy", classes_TW)
+
+    monkeypatch.setattr(collect, "save_unit", spoilt)
+    set_collect(**SENTENCES | {"tasks": 8})
+    assert _guarded(STAGE) is Exit.DATA
+    said = capsys.readouterr().err
+    assert ("column training_task: must be true" if fault == "a val task" else "column support: must be 12; 1 of 8 rows") in said
+    assert not Path("data/trajectories").exists()
+
+
+def test_a_task_with_too_few_images_is_named(asked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_collect(**SENTENCES | {"shot": 9})
+    assert _guarded(STAGE) is Exit.DATA
+    said = "task '2 and 4': 9 images of train and val must be right for it, there are 8: lower the shots or queries"
+    assert said in capsys.readouterr().err
+
+
+def test_without_sentences_it_says_what_has_some(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_collect(**SENTENCES)
+    (checkout / "data/prepared/classes.csv").write_text(
+        "id,name,split,count,description\n" + "".join(f"{n},class {n},train,12,\n" for n in range(CLASSES))
+    )
+    (checkout / "data/prepared/manifest.json").unlink()
+    seal(checkout / "data/prepared")
+    assert _guarded(STAGE) is Exit.DATA
+    said = "data/prepared: no task of the split train has a sentence; prepare.source described-shapes has such"
+    assert said in capsys.readouterr().err

@@ -1,0 +1,233 @@
+"""The classifiers of `evaluate` that answer described tasks: from the sentence, from a few labelled images, or from both.
+
+Each is a number of candidates, of which validation chooses one. Shapes: G draws, E tasks, S labelled images a way, Q queries,
+W = 2 ways (wrong, right), I inputs of the base learner, D numbers of a sentence's vector, Z of a latent, P weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from metadiff.baselines.fromtext import EndToEnd, Joint, LatentRegression
+from metadiff.concepts import DescribedTask
+from metadiff.described import AMBIGUOUS, SentenceScale, answers, concepts_of, trained_texts
+from metadiff.diffusion import Noise, gaussian_noise
+from metadiff.evaluation import TYPICAL
+from metadiff.hypernet import HNet
+from metadiff.methods.hyperldm import HyperCLIP, HyperLDM
+from metadiff.rng import torch_stream
+from metadiff.textmodels import TextGenerators
+from metadiff.vectors import Vectors
+
+if TYPE_CHECKING:
+    from metadiff.params import Evaluate
+
+FEW = 1  # labelled images a way by which one of several draws is chosen
+TRIED = 4  # draws that it is chosen of
+RIDGES = (1.0, 10.0, 100.0, 1000.0)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Tasks by their sentence, with labelled images that may be learnt from and those to be answered."""
+
+    sentence_ED: Tensor
+    support_EWSI: Tensor
+    query_EQI: Tensor
+
+    def to(self, device: str) -> Asked:
+        return Asked(*(value.to(device) for value in vars(self).values()))
+
+    def shown(self, count: int) -> Asked:
+        """With that many labelled images a way, or as many as there are."""
+        return Asked(self.sentence_ED, self.support_EWSI[:, :, :count], self.query_EQI)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What sentences training had: their vectors, and the number of the concept that each one asks for."""
+
+    sentence_ND: Tensor
+    concept_N: Tensor
+
+    @classmethod
+    def of(cls, tasks: Sequence[DescribedTask], vectors: Vectors, scale: SentenceScale) -> Told:
+        """Those with one right answer: what others ask for has several latents."""
+        trained = [task for task in tasks if task.split == "train"]
+        number = {concept: place for place, concept in enumerate(concepts_of(trained))}
+        pairs = [(text, number[task.concept]) for task in trained if task.kind not in AMBIGUOUS for text in trained_texts(task)]
+        rows = [vectors.row_of[text] for text, _ in pairs]
+        concept_N = torch.tensor([concept for _, concept in pairs])
+        return cls(scale.standardise(torch.from_numpy(vectors.vectors_ND[rows])), concept_N)
+
+    def to(self, device: str) -> Told:
+        return Told(self.sentence_ND.to(device), self.concept_N.to(device))
+
+
+AnswersOf = Callable[[Asked], Tensor]  # scores (G, E, Q, W), of which the typical temperature makes logits
+LatentsOf = Callable[[Asked], Tensor]  # (E, Z)
+
+
+def described_classifiers(made: TextGenerators, told: Told, section: Evaluate) -> Iterator[tuple[str, dict[str, AnswersOf]]]:
+    """By the name in metrics.json, and by what sets candidates apart."""
+    for model, method in made.methods.items():
+        if isinstance(method, Joint):
+            yield model, {"": partial(_joint_answers, method)}
+        elif isinstance(method, EndToEnd | HNet | LatentRegression):
+            yield model, {"": partial(_answers, made, partial(_weights, method))}
+        elif isinstance(method, HyperCLIP):
+            yield model, {f"pull {pull:g}": _from_latents(made, partial(_climbed, method, pull)) for pull in section.pulls}
+        else:
+            yield from _diffused(made, method, section)
+    if "hnet" not in made.methods:
+        return
+    yield "uncond", {"": _from_latents(made, partial(_mean_latent, made.hnet))}
+    yield "nearest", {"": _from_latents(made, partial(_nearest, made.hnet, told))}
+    yield "ridge", {f"ridge {ridge:g}": _from_latents(made, partial(_ridge, made.hnet, told, ridge)) for ridge in RIDGES}
+    starts: dict[str, LatentsOf] = {"adapt": partial(_mean_latent, made.hnet)}
+    diffusion = made.methods.get("hyperldm")
+    if isinstance(diffusion, HyperLDM):
+        starts["text-adapt"] = partial(_of_draw, partial(_drawn, diffusion, section.seed, gamma=section.gammas[0]), 0)
+    for (name, start), count in product(starts.items(), section.adapt_images):
+        yield (
+            f"{name}-{count}",
+            {
+                f"lr {lr:g}, {steps} steps": _from_latents(made, partial(_adapted, made, start, count // 2, lr, steps))
+                for lr, steps in product(section.adapt_lrs, section.adapt_steps)
+            },
+        )
+
+
+def _diffused(made: TextGenerators, method: HyperLDM, section: Evaluate) -> Iterator[tuple[str, dict[str, AnswersOf]]]:
+    draw = {gamma: partial(_drawn, method, section.seed, gamma=gamma) for gamma in section.gammas}
+    for gamma in section.gammas:
+        yield f"hyperldm-g{gamma:g}", {"": _from_latents(made, partial(_of_draw, draw[gamma], 0))}
+    yield "shuffled", {"": _from_latents(made, partial(_shuffled, draw[section.gammas[0]], section.seed))}
+    yield (
+        "hyperldm-mean",
+        {f"gamma {gamma:g}": partial(_mean_answers, made, draw[gamma], section.draws) for gamma in section.gammas},
+    )
+    yield "hyperldm-best", {f"gamma {gamma:g}": partial(_best_answers, made, draw[gamma]) for gamma in section.gammas}
+
+
+def _answers(made: TextGenerators, weights_of: Callable[[Asked], Tensor], asked: Asked) -> Tensor:
+    """Of one draw of weights."""
+    return made.learner.scores(weights_of(asked), made.learner.inputs(asked.query_EQI))[None] / TYPICAL
+
+
+def _from_latents(made: TextGenerators, latents_of: LatentsOf) -> AnswersOf:
+    return partial(_answers, made, partial(_decoded, made.hnet, latents_of))
+
+
+def _decoded(hnet: HNet, latents_of: LatentsOf, asked: Asked) -> Tensor:
+    return hnet.decode(latents_of(asked))
+
+
+def _weights(method: EndToEnd | HNet | LatentRegression, asked: Asked) -> Tensor:
+    return method.weights(asked.sentence_ED, _no_noise)
+
+
+def _no_noise(like: Tensor) -> Tensor:
+    raise AssertionError("nothing is drawn")
+
+
+def _joint_answers(method: Joint, asked: Asked) -> Tensor:
+    return method.scores(asked.sentence_ED, asked.query_EQI)[None] / TYPICAL
+
+
+def _drawn(method: HyperLDM, seed: int, *, draw: int, gamma: float, asked: Asked) -> Tensor:
+    return method.latents(asked.sentence_ED, _noise(seed, draw), gamma=gamma)
+
+
+def _noise(seed: int, draw: int) -> Noise:
+    """A function of the draw alone: two draws of a task differ, two runs do not."""
+    return gaussian_noise(torch_stream(seed, "sentences", "draw", draw))
+
+
+def _of_draw(draw_of: Callable[..., Tensor], draw: int, asked: Asked) -> Tensor:
+    return draw_of(draw=draw, asked=asked)
+
+
+def _shuffled(draw_of: Callable[..., Tensor], seed: int, asked: Asked) -> Tensor:
+    """Every task is told the sentence of another: that of its successor in a random round of them all."""
+    round_E = torch.randperm(len(asked.sentence_ED), generator=torch_stream(seed, "sentences", "shuffled"))
+    other_ED = torch.empty_like(asked.sentence_ED)
+    other_ED[round_E] = asked.sentence_ED[round_E.roll(1)]
+    return draw_of(draw=0, asked=Asked(other_ED, asked.support_EWSI, asked.query_EQI))
+
+
+def _mean_answers(made: TextGenerators, draw_of: Callable[..., Tensor], draws: int, asked: Asked) -> Tensor:
+    return torch.cat([_from_latents(made, partial(_of_draw, draw_of, draw))(asked) for draw in range(draws)])
+
+
+def _best_answers(made: TextGenerators, draw_of: Callable[..., Tensor], asked: Asked) -> Tensor:
+    """Of several draws the one that two labelled images fit best."""
+    few, theta_GEP = asked.shown(FEW), [made.hnet.decode(draw_of(draw=draw, asked=asked)) for draw in range(TRIED)]
+    loss_GE = torch.stack([_loss(made, theta_EP, few) for theta_EP in theta_GEP])
+    best_EP = torch.stack(theta_GEP)[loss_GE.argmin(0), torch.arange(len(few.sentence_ED), device=loss_GE.device)]
+    return _answers(made, lambda _: best_EP, asked)
+
+
+def _mean_latent(hnet: HNet, asked: Asked) -> Tensor:
+    return hnet.latent_CZ.mean(0).expand(len(asked.sentence_ED), -1)
+
+
+def _nearest(hnet: HNet, told: Told, asked: Asked) -> Tensor:
+    likeness_EN = normalize(asked.sentence_ED, dim=-1) @ normalize(told.sentence_ND, dim=-1).T
+    return hnet.latent_CZ[told.concept_N[likeness_EN.argmax(1)]]
+
+
+def _ridge(hnet: HNet, told: Told, ridge: float, asked: Asked) -> Tensor:
+    """Of latents about their mean, from standardised sentences; in float64."""
+    x_ND, latent_NZ = told.sentence_ND.double(), hnet.latent_CZ[told.concept_N].double()
+    mean_Z = latent_NZ.mean(0)
+    weight_DZ = torch.linalg.solve(x_ND.T @ x_ND + ridge * torch.eye(x_ND.shape[1]).to(x_ND), x_ND.T @ (latent_NZ - mean_Z))
+    found_EZ: Tensor = (asked.sentence_ED.double() @ weight_DZ + mean_Z).float()
+    return found_EZ
+
+
+def _climbed(method: HyperCLIP, pull: float, asked: Asked) -> Tensor:
+    return method.latents(asked.sentence_ED, _no_noise, pull=pull)
+
+
+def _adapted(made: TextGenerators, start_of: LatentsOf, count: int, lr: float, steps: int, asked: Asked) -> Tensor:
+    """By Adam on the latent, on as many labelled images a way."""
+    few = asked.shown(count)
+    latent_EZ = start_of(asked).clone().requires_grad_()
+    optimizer = torch.optim.Adam([latent_EZ], lr=lr)
+    for _ in range(steps):
+        with torch.enable_grad():
+            loss = _loss(made, made.hnet.decode(latent_EZ), few).sum()
+            (latent_EZ.grad,) = torch.autograd.grad(loss, [latent_EZ])
+        optimizer.step()
+    return latent_EZ.detach()
+
+
+def _loss(made: TextGenerators, theta_EP: Tensor, asked: Asked) -> Tensor:
+    """(E,): cross-entropy of the labelled images."""
+    inputs_ENI = asked.support_EWSI.flatten(1, 2)
+    scores_ENW = made.learner.scores(theta_EP, made.learner.inputs(inputs_ENI))
+    target_N = answers(asked.support_EWSI.shape[2]).to(scores_ENW.device)
+    every_EN = cross_entropy(scores_ENW.flatten(0, 1), target_N.repeat(len(theta_EP)), reduction="none")
+    found_E: Tensor = every_EN.view(len(theta_EP), -1).mean(1)
+    return found_E
+
+
+def choice_of(candidates: Mapping[str, AnswersOf], asked: Asked, target_Q: Tensor, tasks_E: Tensor) -> tuple[str, Tensor]:
+    """The best accuracy on these tasks, the first of equals; and its scores of all."""
+    found = {name: answers_of(asked) for name, answers_of in candidates.items()}
+
+    def accuracy(name: str) -> float:
+        right_EQ = (TYPICAL * found[name].double()).log_softmax(-1).logsumexp(0).argmax(-1) == target_Q
+        return float(right_EQ[tasks_E].double().mean())
+
+    best = max(found, key=accuracy)
+    return best, found[best]

@@ -1,0 +1,178 @@
+"""What weights from sentences are made of: a decoder of latents, a reader of sentences, and `hnet`, which learns both.
+
+A latent is a short vector that stands for a task. Shapes: B tasks, Z numbers of a latent, P weights, D numbers of a sentence's
+vector, C concepts (what sentences may ask for). A generator given to `forward` is what dropout draws from; without one
+nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import cross_entropy, silu
+
+from metadiff.denoiser import initialise
+from metadiff.described import QuestionBatch
+from metadiff.diffusion import Noise
+from metadiff.learner import Perceptron
+from metadiff.rng import torch_stream
+
+SHORT = 1e-3  # how much long latents cost: none would be too long for the decoder
+STEP = 5.0  # of a free latent against that of a weight of a network, at the same rate
+
+
+class Decoder(nn.Module):
+    """Latent to weights: those of a start, and what a network of three layers adds, each in units of its fan in."""
+
+    def __init__(self, learner: Perceptron, *, latent: int, hidden: int) -> None:
+        super().__init__()
+        self.enter, self.middle, self.give = (
+            nn.Linear(a, b) for a, b in ((latent, hidden), (hidden, hidden), (hidden, learner.size))
+        )
+        self.start_P = nn.Parameter(torch.zeros(learner.size))
+        self.unit_P: Tensor
+        self.register_buffer("unit_P", torch.zeros(learner.size), persistent=False)  # follows from the learner
+        self.learner = learner
+
+    def forward(self, latent_BZ: Tensor) -> Tensor:
+        x = silu(self.middle(silu(self.enter(latent_BZ))))
+        out: Tensor = (self.start_P + self.give(x)) * self.unit_P
+        return out
+
+    def begin(self, seed: int) -> None:
+        with torch.no_grad():
+            nn.init.normal_(self.start_P, generator=torch_stream(seed, "init", "start"))
+            nn.init.ones_(self.unit_P)
+            for part in self.learner.layout():
+                fan = {"enter.weight": self.learner.dim, "leave.weight": self.learner.hidden}.get(part.name, 1)
+                self.unit_P[part.offset : part.offset + part.size] = 1 / math.sqrt(fan)
+
+
+class Reader(nn.Module):
+    """A sentence's vector to whatever of this size; what it has learnt of few sentences is kept general by dropout."""
+
+    def __init__(self, size: int, *, hidden: int, out: int, dropout: float) -> None:
+        super().__init__()
+        self.enter, self.middle, self.give = (nn.Linear(a, b) for a, b in ((size, hidden), (hidden, hidden), (hidden, out)))
+        self.dropout = dropout
+
+    def forward(self, sentence_BD: Tensor, generator: Generator | None = None) -> Tensor:
+        x = drop(silu(self.enter(sentence_BD)), self.dropout, generator)
+        out: Tensor = self.give(drop(silu(self.middle(x)), self.dropout, generator))
+        return out
+
+
+class Latents(nn.Module):
+    """A free latent a concept; in units in which a step of the optimiser is as long as it should be."""
+
+    def __init__(self, concepts: int, latent: int) -> None:
+        super().__init__()
+        self.table_CZ = nn.Parameter(torch.zeros(concepts, latent))
+
+    def forward(self, concept_B: Tensor) -> Tensor:
+        return STEP * self.table_CZ[concept_B]
+
+    def begin(self, seed: int) -> None:
+        with torch.no_grad():
+            nn.init.normal_(self.table_CZ, std=0.1 / STEP, generator=torch_stream(seed, "init", "latents"))
+
+
+def drop(x: Tensor, share: float, generator: Generator | None) -> Tensor:
+    if generator is None or share == 0:
+        return x
+    kept = torch.rand(x.shape, generator=generator) >= share
+    return x * kept.to(x.device) / (1 - share)
+
+
+def begin(net: nn.Module, *, seed: int) -> None:
+    """Every weight from a stream of its own; what is no weight of a layer begins at zero, unless it says otherwise."""
+    initialise(net, seed=seed)
+    for module in net.modules():
+        if isinstance(module, Decoder | Latents):
+            module.begin(seed)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif not isinstance(module, nn.Linear):
+            for parameter in module.parameters(recurse=False):
+                nn.init.zeros_(parameter)
+
+
+@dataclass(frozen=True)
+class LatentScale:
+    """Latents of concepts have mean 0 and deviation 1 in each number."""
+
+    mean_Z: Tensor
+    deviation_Z: Tensor
+
+    @classmethod
+    def of(cls, latent_CZ: Tensor) -> LatentScale:
+        return cls(latent_CZ.mean(0), latent_CZ.std(0, correction=0).clamp_min(1e-6))
+
+    def standardise(self, latent: Tensor) -> Tensor:
+        return (latent - self.mean_Z) / self.deviation_Z
+
+    def restore(self, latent: Tensor) -> Tensor:
+        return latent * self.deviation_Z + self.mean_Z
+
+
+def task_loss(learner: Perceptron, theta_BP: Tensor, batch: QuestionBatch) -> Tensor:
+    """Cross-entropy of the batch's images."""
+    scores_BNW = learner.scores(theta_BP, learner.inputs(batch.inputs_BNE))
+    return cross_entropy(scores_BNW.flatten(0, 1), batch.target_N.repeat(len(theta_BP)))
+
+
+class HNetNet(nn.Module):
+    def __init__(self, decoder: Decoder, latents: Latents, reader: Reader) -> None:
+        super().__init__()
+        self.decoder, self.latents, self.reader = decoder, latents, reader
+
+
+class HNet:
+    """An auto-decoder: every concept's free latent decodes to weights that answer it, and so does what its sentences tell of it.
+
+    The two are drawn to each other, so that latents are such as sentences can tell; without that (`match` 0 and no reader) it is
+    a plain auto-decoder, from whose latents nothing new is generalised as well (docs/deviations.md).
+    """
+
+    def __init__(self, learner: Perceptron, net: HNetNet, *, match: float, latent_noise: float, text_noise: float) -> None:
+        self.learner, self.match, self.latent_noise, self.text_noise = learner, match, latent_noise, text_noise
+        self._net = net
+
+    @property
+    def net(self) -> HNetNet:
+        return self._net
+
+    def loss(self, batch: QuestionBatch, generator: Generator) -> Tensor:
+        told_BZ = self._net.reader(batch.with_noise(self.text_noise, generator).sentence_BD, generator)
+        free_BZ = self._net.latents(batch.concept_B)
+        noise_BZ = self.latent_noise * torch.randn(free_BZ.shape, generator=generator).to(free_BZ.device)
+        weights = (self._net.decoder(latent_BZ) for latent_BZ in (free_BZ + noise_BZ, told_BZ))
+        losses = torch.stack([task_loss(self.learner, theta_BP, batch) for theta_BP in weights])
+        apart = (free_BZ - told_BZ.detach()).square().sum(1).mean()
+        loss: Tensor = losses.sum() + self.match * apart + SHORT * told_BZ.square().sum(1).mean()
+        return loss
+
+    def latent_of(self, sentence_BD: Tensor) -> Tensor:
+        """What a sentence tells of a latent."""
+        told: Tensor = self._net.reader(sentence_BD)
+        return told
+
+    def decode(self, latent: Tensor) -> Tensor:
+        theta: Tensor = self._net.decoder(latent)
+        return theta
+
+    @property
+    def latent_CZ(self) -> Tensor:
+        """The free latents of all concepts."""
+        found: Tensor = self._net.latents(torch.arange(len(self._net.latents.table_CZ), device=self.device))
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        return self._net.latents.table_CZ.device
+
+    def weights(self, sentence_BD: Tensor, noise: Noise) -> Tensor:
+        return self.decode(self.latent_of(sentence_BD))

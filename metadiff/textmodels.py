@@ -1,0 +1,166 @@
+"""What `metatrain` trains to make weights from sentences: the models of `hyperldm.models`, each with its tasks and its judgement;
+and the same as they are read back.
+
+Shapes: T tasks, C templates of a sentence, D numbers of its vector, N images of a task, E inputs of the base learner, P weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from metadiff.baselines.fromtext import Joint
+from metadiff.concepts import DescribedTask
+from metadiff.described import (
+    AMBIGUOUS,
+    DescribedImages,
+    Questions,
+    SentenceScale,
+    answers,
+    concepts_of,
+    questions_of,
+    sentences_of,
+)
+from metadiff.diffusion import gaussian_noise
+from metadiff.errors import ParamsError
+from metadiff.generator import trained_weights
+from metadiff.hypernet import HNet
+from metadiff.inputs import Inputs
+from metadiff.learner import Perceptron, build_learner
+from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, Weights, backward, pace_of
+from metadiff.methods.hyperldm import OF_LATENTS, TEXT_MODELS, TextMethod, build_text, text_facts
+from metadiff.rng import torch_stream
+from metadiff.rows import Rows
+from metadiff.vectors import Vectors
+
+if TYPE_CHECKING:
+    from metadiff.params import HyperLDM as Section
+
+Checkpoints = Mapping[str, tuple[dict[str, Tensor], dict[str, Any]]]  # by model
+LEARNT_FROM = ("train", "val")  # whose images: the kinds of test sentences are among those of val, their sentences are not
+
+
+@dataclass(frozen=True)
+class TextModels:
+    """The parameters, the tasks with the vectors of their sentences, and what the base learner sees of all images."""
+
+    section: Section
+    tasks: Sequence[DescribedTask]
+    vectors: Vectors
+    data: Rows
+    learner: Perceptron
+    inputs: Inputs
+    seen_NE: Tensor
+    seed: int
+
+    def pace(self, model: str) -> Pace:
+        return replace(pace_of(self.section), rate="hyperldm.lr")
+
+    def subject(self, model: str, hnet: HNet | None = None) -> Subject:
+        """``hnet`` is the trained one, of whose latents others are."""
+        section, scale = self.section, self.scale
+        concepts = concepts_of(self.trained)
+        facts = text_facts(section, model, learner=self.learner, sentence=len(scale.mean_D), concepts=concepts, seed=self.seed)
+        facts |= {"encoder": dict(self.vectors.about)}
+        method = build_text(facts, hnet=hnet, device=str(self.seen_NE.device))
+        ambiguous = model in ("hyperldm", "mlp")
+        draw = partial(self.questions.draw, tasks=section.batch, images=section.images, ambiguous=ambiguous)
+        if model in OF_LATENTS:
+            draw = partial(self.questions.draw, tasks=section.latent_batch, images=0, ambiguous=ambiguous)
+        lesson: Lesson[Any, Any] = Lesson(draw, backward, self.score())
+        training = MetaTraining(self.pace(model), method, lesson, seed=self.seed)
+        return Subject(training, facts, self.dump)
+
+    def dump(self, best: Mapping[str, Weights]) -> Weights:
+        """Of the average alone; with the scales that are needed to use a model by itself."""
+        tensors = {f"average/{name}": value for name, value in best["average"].items()}
+        tensors |= {f"sentences/{name}": value for name, value in vars(self.scale).items()}
+        return tensors | {f"inputs/{name}": value for name, value in vars(self.inputs).items() if value is not None}
+
+    @cached_property
+    def trained(self) -> list[DescribedTask]:
+        return [task for task in self.tasks if task.split == "train"]
+
+    @cached_property
+    def scale(self) -> SentenceScale:
+        return SentenceScale.of(self.tasks, self.vectors)
+
+    @cached_property
+    def questions(self) -> Questions:
+        told_TCD = sentences_of(self.trained, self.vectors, self.scale)
+        return questions_of(self.trained, told_TCD, self.data, self.seen_NE, splits=LEARNT_FROM)
+
+    def score(self) -> Callable[[TextMethod], float]:
+        """Per cent of images of the validation tasks whose sentence has one answer; the same images at every judgement."""
+        tasks = [task for task in self.tasks if task.split == "val" and task.kind not in AMBIGUOUS]
+        told_TD = sentences_of(tasks, self.vectors, self.scale)[:, 0].to(self.seen_NE.device)
+        images, count = DescribedImages.of(tasks, self.data, splits=("val",)), self.section.val_images
+        rows_TWS = images.draw(torch.arange(len(tasks)), count, torch_stream(0, "validation", "sentences"))
+        inputs_TNE = self.seen_NE[rows_TWS.flatten(1).to(self.seen_NE.device)]
+
+        @torch.no_grad()
+        def score(method: TextMethod) -> float:
+            scores_TNW = scores_of(method, self.learner, told_TD, inputs_TNE)
+            return 100 * float((scores_TNW.argmax(-1) == answers(count).to(scores_TNW.device)).float().mean())
+
+        return score
+
+
+def scores_of(method: TextMethod, learner: Perceptron, sentence_TD: Tensor, inputs_TNE: Tensor) -> Tensor:
+    """(T, N, 2): what a method answers by one draw."""
+    if isinstance(method, Joint):
+        return method.scores(sentence_TD, inputs_TNE)
+    theta_TP = method.weights(sentence_TD, gaussian_noise(torch_stream(0, "validation")))
+    return learner.scores(theta_TP, learner.inputs(inputs_TNE))
+
+
+@dataclass(frozen=True)
+class TextGenerators:
+    """The trained models by name, with how sentences and images are seen by all of them."""
+
+    methods: Mapping[str, TextMethod]
+    sentences: SentenceScale
+    inputs: Inputs
+    learner: Perceptron
+    facts: Mapping[str, Any]  # of the first, such as its concepts and the encoder of its sentences
+
+    @property
+    def hnet(self) -> HNet:
+        """ValueError if it was not trained."""
+        found = self.methods.get("hnet")
+        if not isinstance(found, HNet):
+            raise ParamsError("hyperldm.models: hnet was not trained; add it and run: dvc repro")
+        return found
+
+
+def undump_text(checkpoints: Checkpoints, *, device: str = "cpu") -> TextGenerators | None:
+    """All models from their checkpoints, those of latents after what they are of; None if there are none."""
+    methods: dict[str, TextMethod] = {}
+    for model in sorted((model for model in TEXT_MODELS if model in checkpoints), key=OF_LATENTS.__contains__):
+        methods[model] = undump_method(*checkpoints[model], hnet=methods.get("hnet"), device=device)
+    if not methods:
+        return None
+    tensors, facts = checkpoints[next(iter(methods))]
+
+    def group(name: str) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{name}/"): value.to(device) for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+    learner = build_learner(facts["learner"])
+    assert isinstance(learner, Perceptron), "conflicts.py refuses the others"
+    return TextGenerators(methods, SentenceScale(**group("sentences")), Inputs(**group("inputs")), learner, facts)
+
+
+def undump_method(
+    tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, hnet: TextMethod | None = None, device: str = "cpu"
+) -> TextMethod:
+    """With its average weights, which are trained no more."""
+    assert hnet is None or isinstance(hnet, HNet)
+    method = build_text(facts, hnet=hnet, device=device)
+    method.net.load_state_dict(trained_weights(tensors, method.net, "average", f"{facts['model']} of sentences"))
+    method.net.requires_grad_(requires_grad=False)
+    return method

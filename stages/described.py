@@ -1,0 +1,134 @@
+"""What `evaluate` adds where there are models of sentences: described.csv, a row a task, classifier, split and template.
+
+Every classifier answers the same images of the same tasks. What it leaves open is chosen on validation tasks, by their seen
+template: those whose sentence has one answer or, of the best of several draws, the others. Test tasks are answered once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from metadiff.artifact import write_json
+from metadiff.asking import Asked, Told, choice_of, described_classifiers
+from metadiff.concepts import DescribedTask
+from metadiff.described import AMBIGUOUS, SentenceScale, answers, sentences_of
+from metadiff.evaluation import TYPICAL, correct_counts, log_probabilities, mean_and_ci95, negative_log_likelihood
+from metadiff.pictures import Pictures
+from metadiff.questions import draw_questions, tasks_by_number
+from metadiff.rows import Rows
+from metadiff.tasks import SENTENCES, read_tasks
+from metadiff.textmodels import Checkpoints, undump_text
+from metadiff.vectors import Vectors, read_vectors
+from stages.executors import Job, computed_units
+
+if TYPE_CHECKING:
+    from metadiff.params import Evaluate
+    from stages.runner import Run
+
+SPLITS = ("val", "test")  # in this order: what is left open is chosen on the first
+TEXTS = {"seen": 0, "unseen": -1}  # templates of a sentence: the first, and the one that training never has
+COLUMNS = ("split", "text", "task", "kind", "classifier", "correct", "queries", "nll")
+Cells = Mapping[str, tuple[list[DescribedTask], Mapping[str, Asked]]]  # by split: tasks, and by template what is asked
+Found = tuple[pd.DataFrame, str]  # rows, and the candidate that was chosen
+
+
+def answer_sentences(
+    run: Run[Evaluate], prepared: Path, checkpoints: Checkpoints, data: Rows, pictures: Pictures
+) -> dict[str, Any]:
+    """For metrics.json: by split, template, one answer or several, and classifier; and what was chosen. Nothing if untrained."""
+    made = undump_text(checkpoints)
+    if made is None:
+        pd.DataFrame(columns=COLUMNS).to_csv(run.out / "described.csv", index=False, lineterminator="\n")
+        return {}
+    tasks, vectors, section = read_tasks(prepared, data), read_vectors(prepared / SENTENCES), run.params
+    inputs_NI, scale = made.inputs.of(pictures.features.cpu()), made.sentences
+    cells = {split: asked_of(split, tasks, vectors, section, data, inputs_NI, scale) for split in SPLITS}
+    told = Told.of(tasks, vectors, scale)
+    names = [name for name, _ in described_classifiers(made, told, section)]
+
+    def job_of(unit: str) -> Job[Found]:
+        return partial(answered, unit.removeprefix("sentences-"), section, cells, told, checkpoints, run.device)
+
+    sizes = {f"sentences-{name}": sum(len(tasks) for tasks, _ in cells.values()) for name in names}
+    folders = computed_units(run, sizes, job_of, save_unit, what="answering", unit="tasks")
+    rows = pd.concat([pd.read_csv(folder / "rows.csv") for folder in folders], ignore_index=True)
+    rows.to_csv(run.out / "described.csv", index=False, lineterminator="\n")
+    chosen = {name: json.loads((folder / "choice.json").read_bytes()) for name, folder in zip(names, folders, strict=True)}
+    return {"described": summary(rows), "chosen_by_text": chosen}
+
+
+def asked_of(
+    split: str,
+    tasks: tuple[DescribedTask, ...],
+    vectors: Vectors,
+    section: Evaluate,
+    data: Rows,
+    inputs_NI: Tensor,
+    scale: SentenceScale,
+) -> tuple[list[DescribedTask], dict[str, Asked]]:
+    """The tasks of a split, and what is asked with each template: the images are the same."""
+    own = tasks_by_number(tasks, split)
+    sizes = {"shot": max(section.adapt_images, default=2) // 2, "query": section.sentence_images}
+    drawn = draw_questions(own, data, splits=(split,), **sizes, numbers=range(len(own)), seed=section.seed, repeat=True)
+    support_EWSI, query_EQI = inputs_NI[drawn.support_EWS], inputs_NI[drawn.query_EWQ].flatten(1, 2)
+    chosen = list(own.values())
+    told_TCD = sentences_of(chosen, vectors, scale)
+    return chosen, {text: Asked(told_TCD[:, place], support_EWSI, query_EQI) for text, place in TEXTS.items()}
+
+
+def answered(name: str, section: Evaluate, cells: Cells, told: Told, checkpoints: Checkpoints, device: str) -> Found:
+    """One classifier on all tasks. Of plain values, so that a worker elsewhere can do it."""
+    made = undump_text(checkpoints, device=device)
+    assert made is not None
+    candidates = dict(described_classifiers(made, told.to(device), section))[name]
+    target_Q = answers(section.sentence_images)
+    tasks, asked = cells["val"]
+    ambiguous_E = torch.tensor([task.kind in AMBIGUOUS for task in tasks])
+    judged_by = ambiguous_E if name.endswith("-best") and bool(ambiguous_E.any()) else ~ambiguous_E
+    with torch.no_grad():
+        best, _ = choice_of(candidates, asked["seen"].to(device), target_Q.to(device), judged_by.to(device))
+        parts = []
+        for split, (tasks, asked) in cells.items():
+            for text, one in asked.items():
+                log_EQW = log_probabilities(candidates[best](one.to(device)).cpu(), TYPICAL)
+                parts.append(table(split, text, name, tasks, log_EQW, target_Q))
+    return pd.concat(parts, ignore_index=True), best
+
+
+def table(split: str, text: str, name: str, tasks: list[DescribedTask], log_EQW: Tensor, target_Q: Tensor) -> pd.DataFrame:
+    facts = {
+        "split": split,
+        "text": text,
+        "task": [task.name for task in tasks],
+        "kind": [task.kind for task in tasks],
+        "classifier": name,
+        "correct": correct_counts(log_EQW, target_Q),
+        "queries": len(target_Q),
+        "nll": negative_log_likelihood(log_EQW, target_Q).round(6),
+    }
+    return pd.DataFrame(facts, columns=COLUMNS)
+
+
+def summary(rows: pd.DataFrame) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    several = rows["kind"].isin(AMBIGUOUS).map({False: "plain", True: "ambiguous"})
+    for (split, text, group, name), part in rows.groupby(["split", "text", several, "classifier"], sort=False):
+        mean, ci95 = mean_and_ci95(np.asarray(100 * part["correct"] / part["queries"], dtype=np.float64))
+        found = {"accuracy": round(mean, 3), "ci95": round(ci95, 3), "nll": round(float(part["nll"].mean()), 4)}
+        metrics.setdefault(split, {}).setdefault(text, {}).setdefault(group, {})[name] = found
+    return metrics
+
+
+def save_unit(folder: Path, found: Found) -> None:
+    rows, choice = found
+    rows.to_csv(folder / "rows.csv", index=False)
+    write_json(folder / "choice.json", choice)
