@@ -1,7 +1,8 @@
-"""Weights from a sentence: losses against plain NumPy, samplers with a perfect denoiser, guidance, and the recipe that explodes."""
+"""Weights from a sentence: losses against plain NumPy, samplers with a perfect denoiser, guidance, the recipe that explodes."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -329,7 +330,7 @@ def test_the_published_recipe_explodes_and_is_refused_by_name(
 ) -> None:
     """The first step back divides an error of the noise by sqrt(1 - 0.999)."""
     told, eps = sentences(60), recipe["eps"]
-    said = r"^sampled latents have a deviation of .*the sampler has exploded; let hyperldm.predicts be x0, or set hyperldm.clip to 4$"
+    said = r"^sampled latents have a deviation of .* has exploded; let hyperldm\.predicts be x0, or set hyperldm\.clip to 4$"
     with pytest.raises(NumericError, match=said):
         eps.latents(told, noise())
     for name, method, clip in (("clip", eps, 4.0), ("x0", recipe["x0"], 0.0)):
@@ -350,19 +351,19 @@ def test_without_clipping_fewer_sentences_are_not_judged_and_what_is_not_finite_
         refuse_exploded(4.2 * torch.randn(500, 4, generator=torch_stream(0)))
 
 
-def test_weights_of_the_average_are_sampled(tmp_path: Path) -> None:
+def test_weights_of_the_average_are_saved() -> None:
     """The reference tracked an average and never used it."""
     subject = models("hyperldm").subject("hyperldm", hnet_of_tasks())
     subject.training.run()
     tensors = subject.tensors()
+    assert not any(name.startswith("raw/") for name in tensors)
     for name, value in subject.training.best["average"].items():
         assert (tensors[f"average/{name}"] == value).all()
-        assert not name.startswith("raw")
     assert any((subject.training.best["raw"][name] != tensors[f"average/{name}"]).any() for name in subject.training.best["raw"])
 
 
 def test_hyperclip_is_the_symmetric_loss_of_cosines() -> None:
-    method, asked = made("hyperclip", **PLAIN), batch(12)
+    method, asked = made("hyperclip", **PLAIN), batch(30)
     with torch.no_grad():
         method.net.log_scale.fill_(0.3)
         theta_CP = method.hnet.decode(method.hnet.latent_CZ).double()
@@ -372,12 +373,12 @@ def test_hyperclip_is_the_symmetric_loss_of_cosines() -> None:
     found_BD, told_BD = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (found_BD, told_BD))
     logits_BB = SCALE * np.exp(0.3) * found_BD @ told_BD.T
     concepts = asked.concept_B.tolist()
-    assert len({*concepts}) < 12  # some concept comes twice
+    assert len({*concepts}) < 30  # some concept comes twice
     expected = 0.0
     for logits in (logits_BB, logits_BB.T):
         for place, own in enumerate(concepts):
             others = [logits[place, at] for at, concept in enumerate(concepts) if at == place or concept != own]
-            expected += (np.log(np.exp(others).sum()) - logits[place, place]) / 12
+            expected += (np.log(np.exp(others).sum()) - logits[place, place]) / 30
     assert method.loss(asked, torch_stream(0)).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -393,7 +394,7 @@ def test_the_scale_of_hyperclip_is_learnt_and_the_loss_falls() -> None:
     method.hnet.net.requires_grad_(requires_grad=False)
     before = method.net.log_scale.item()
     first = method.loss(batch(64), torch_stream(0)).item()
-    assert trained(method, 100) < 0.5 * first
+    assert trained(method, 100) < 0.6 * first
     assert abs(method.net.log_scale.item() - before) > 0.05
 
 
@@ -411,7 +412,7 @@ def test_hyperclip_climbs_towards_its_sentence() -> None:
     method.hnet.net.requires_grad_(requires_grad=False)
     method.net.requires_grad_(requires_grad=False)
     likeness = [float(climbed(method, steps, 0.0)[0].mean()) for steps in (0, 3, 10, 30, 80)]
-    assert all(b > a for a, b in zip(likeness, likeness[1:], strict=False))
+    assert all(b > a for a, b in pairwise(likeness))
     start_BZ = climbed(method, 0, 0.0)[1]
     assert float(start_BZ.abs().max()) < 1e-5  # from the mean of latents
 
@@ -547,7 +548,7 @@ def test_checkpoints_of_another_size_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CorruptArtifactError, match=r"^weights of another network than the hnet of sentences: average/"):
             undump_text({"hnet": (tensors, about | changes)})
     missing = {name: value for name, value in tensors.items() if name != "average/decoder.start_P"}
-    with pytest.raises(CorruptArtifactError, match="average/decoder.start_P has shape None"):
+    with pytest.raises(CorruptArtifactError, match=r"average/decoder\.start_P has shape None"):
         undump_text({"hnet": (missing, about)})
 
 
