@@ -157,7 +157,7 @@ def _of_draw(draw_of: Callable[..., Tensor], draw: int, asked: Asked) -> Tensor:
 
 
 def _shuffled(draw_of: Callable[..., Tensor], seed: int, asked: Asked) -> Tensor:
-    """Every task is told the sentence of another: that of its successor in a random round of them all."""
+    """Every task is told the sentence of another task, of its successor in a random round of them all."""
     round_E = torch.randperm(len(asked.sentence_ED), generator=torch_stream(seed, "sentences", "shuffled"))
     other_ED = torch.empty_like(asked.sentence_ED)
     other_ED[round_E] = asked.sentence_ED[round_E.roll(1)]

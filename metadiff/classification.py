@@ -120,10 +120,15 @@ def told(skipped: Mapping[str, str]) -> list[str]:
 def about(lineage: Mapping[str, Any]) -> str:
     """The run in a line: method, data set, how good it was on validation classes, and the commit."""
     validation = ", ".join(f"{value:.1f} % ({shot.removeprefix('shot')}-shot)" for shot, value in lineage["validation"].items())
+    return f"{of_run(lineage)}; on validation classes {validation}"
+
+
+def of_run(lineage: Mapping[str, Any]) -> str:
+    """Method, data set, and which run."""
     commit = f"commit {lineage['commit'][:12]}" if lineage.get("commit") else "no commit known"
     changed = f", but for {', '.join(lineage['changed'])}" if lineage.get("changed") else ""
     title = lineage.get("title", "a copy of a run")
-    return f"{lineage['method']} of {lineage['dataset']}, {title}, {commit}{changed}; on validation classes {validation}"
+    return f"{lineage['method']} of {lineage['dataset']}, {title}, {commit}{changed}"
 
 
 def by_class(report: Report) -> Iterator[tuple[str, int, int, float | None, str]]:

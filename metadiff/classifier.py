@@ -16,6 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from metadiff.askmodels import DRAWS, GAMMA, MODEL
 from metadiff.baselines.ncm import mean_rows
 from metadiff.candidates import OfRows
 from metadiff.checkpoint import save_checkpoint
@@ -23,9 +24,11 @@ from metadiff.errors import DataError
 from metadiff.evaluation import TYPICAL, log_probabilities
 from metadiff.newclasses import queries, rows_by_count
 from metadiff.pictures import Pictures
-from metadiff.tracked import BEST, Tracked, load_saved, open_tracked, pack, unpack
+from metadiff.tracked import BEST, Tracked, load_saved, open_tracked, pack, section_of, unpack
+from metadiff.trackedtext import asked, open_models
 
 PLAIN = OfRows(mean_rows, {"origin": None})  # without a run
+ANSWERS = ("no", "yes")  # to a sentence
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
@@ -38,8 +41,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
     method: a name in metrics.json's `chosen`, such as ncm, gaussian, metadiff, local; best: the one that validation prefers of
         those that take any number of classes. Whole weights are for as many classes as `collect.way` says.
 
-    Fitted, it has `classes_`, `support_` (their features), `weights_` (a row a class, (G, 1, W, D), or whole weights, (G, 1, P)),
-    `temperature_`, and `lineage_`: the data set, the commit, what validation chose, and every stage behind it.
+    `from_run` reads a run and learns from images; `from_text` needs none, as a sentence says which images are meant.
+
+    Fitted, it has `classes_`, `support_` (their features, none of a sentence), `weights_` (a row a class, (G, 1, W, D), or whole
+    weights, (G, 1, P)), `temperature_`, and `lineage_`: the data set, the commit, what was chosen, and every stage behind it.
     """
 
     def __init__(self, run: str | None = None, method: str = BEST) -> None:
@@ -51,6 +56,35 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         """Read and verified at once, and not yet fitted."""
         classifier = cls(run=str(run), method=method)
         return classifier._use(classifier._open())
+
+    @classmethod
+    def from_text(
+        cls,
+        sentence: str,
+        run: str | Path = ".",
+        *,
+        gamma: float = GAMMA,
+        draws: int = DRAWS,
+        encoder: str | None = None,
+    ) -> Self:
+        """Of the classes "no" and "yes", by the run's hyperldm, and ready to predict.
+
+        gamma: strength of the guidance, 1 for none; draws: of weights, whose probabilities are averaged.
+        encoder: where the one lies that made the run's vectors of sentences, if that is a folder or a file.
+        """
+        told, classifier = " ".join(sentence.split()), cls(run=str(run), method=MODEL)
+        found = open_models(run)
+        tracked = asked(found, told, gamma=gamma, draws=draws)
+        assert tracked.asks is not None
+        seed = section_of(tracked.lineage).seed
+        weights_G1P = tracked.asks.weights(told, gamma=gamma, draws=draws, seed=seed, encoder=encoder)
+        classifier._read = ((classifier.run, classifier.method), tracked)
+        classifier.weights_, classifier.temperature_ = weights_G1P, TYPICAL
+        classifier.classes_ = np.array(ANSWERS)
+        classifier.n_features_in_ = tracked.backbone.feature_size
+        classifier.support_ = np.empty((0, classifier.n_features_in_), np.float32)
+        classifier.support_labels_ = classifier.classes_[:0]
+        return classifier._use(tracked)
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:

@@ -11,6 +11,7 @@ from metadiff.errors import DataError, NumericError, ParamsError
 from metadiff.screens import (
     PARAMS,
     plain_console,
+    show_asked,
     show_chains,
     show_changes,
     show_classes,
@@ -26,7 +27,7 @@ from metadiff.screens import (
 TRAJECTORIES = Path("data/trajectories/trajectories.zarr")
 TOY_PLOT = Path("plots/toy.png")
 TRACE = Path("plots/trace.html")
-SHEET = Path("plots/classify.html")
+SHEET, ASKED = Path("plots/classify.html"), Path("plots/ask.html")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,6 +71,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     classify.add_argument("--csv", type=Path, help="where a table with one row a picture goes")
     classify.add_argument("--page", type=Path, default=SHEET, help="where the page with the pictures goes (default: %(default)s)")
+    ask = commands.add_parser(
+        "ask", help="pictures in the order in which a sentence is true of them, by a run with models of text"
+    )
+    ask.add_argument("sentence", help='such as "a red thing that is not striped"')
+    ask.add_argument("--images", required=True, type=Path, help="the pictures, in a folder at any depth")
+    ask.add_argument("--run", default=".", help="a checkout, a saved classifier or an experiment (default: this checkout)")
+    ask.add_argument("--gamma", type=float, default=1.5, help="strength of the guidance, 1 for none (default: %(default)s)")
+    ask.add_argument("--draws", type=int, default=8, help="of weights, whose probabilities are averaged (default: %(default)s)")
+    ask.add_argument(
+        "--encoder", help="where that of the run's sentences lies, if it is a folder or a file; see metadiff/text.py"
+    )
+    ask.add_argument("--csv", type=Path, help="where a table with one row a picture goes")
+    ask.add_argument("--page", type=Path, default=ASKED, help="where the page with the pictures goes (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "inspect":
@@ -86,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
             return show_verification(plain_console())
         elif chosen.command == "classify":
             show_classes(plain_console(), chosen)
+        elif chosen.command == "ask":
+            show_asked(plain_console(), chosen)
         elif chosen.command == "toy":
             show_toy(Console(), seed=chosen.seed, out=chosen.out)
         elif chosen.command == "import":

@@ -64,8 +64,8 @@ def conflicts(
 def _text_conflicts(hyperldm: HyperLDM, prepare: Prepare | None, collect: Collect | None) -> Iterator[tuple[str, str]]:
     """What weights from sentences need."""
     for model in ("hyperldm", "hyperclip", "mlp"):
-        if model in hyperldm.models and hyperldm.latents not in hyperldm.models:
-            yield "hyperldm.models", f"{model} is of the latents of {hyperldm.latents}; add {hyperldm.latents}"
+        if model in hyperldm.models and "hnet" not in hyperldm.models:
+            yield "hyperldm.models", f"{model} is of the latents of hnet; add hnet"
     if hyperldm.schedule == "linear" and hyperldm.times < SHORTEST_LINEAR:
         yield "hyperldm.times", f"must be at least {SHORTEST_LINEAR} for hyperldm.schedule linear, got {hyperldm.times}"
     if hyperldm.sampling_steps > hyperldm.times:
@@ -80,8 +80,6 @@ def _text_conflicts(hyperldm: HyperLDM, prepare: Prepare | None, collect: Collec
         yield "collect.way", f"must be 2 for hyperldm.models, whose tasks are questions of yes or no, got {collect.way}"
     if collect.dim == 0:
         yield "collect.dim", "must be at least 1 for hyperldm.models, whose learner sees whitened inputs, got 0"
-    if "hvae" in hyperldm.models and collect.tasks_of != "sentences":
-        yield "hyperldm.models", f"hvae needs collect.tasks_of sentences, got {collect.tasks_of}"
 
 
 def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | None) -> Iterator[tuple[str, str]]:

@@ -1,15 +1,19 @@
-"""Classified pictures as a page of its own: one section a class, the most certain first, wrong ones marked."""
+"""Pictures as a page of its own: classified ones with a section a class, the most certain first, wrong ones marked; or those
+that a sentence was asked of, the likeliest first.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from string import Template
 
 from PIL import Image
 
+from metadiff import ask
 from metadiff.classification import Answer, Report, about, told
 from metadiff.images.decode import decode_file
 
@@ -49,24 +53,50 @@ def page(report: Report, query: Path) -> str:
     if report.accuracy:
         title += ", {} of {} right".format(*report.accuracy)
     sections = "".join(section(report, label, query) for label in report.support)
-    lines = "".join(f"<li>{escape(line)}" for line in told(report.skipped))
-    skipped = f"<h2>Left out</h2><ul>{lines}</ul>" if lines else ""
-    return PAGE.substitute(title=escape(title), about=escape(about(report.lineage)), sections=sections, skipped=skipped)
+    return PAGE.substitute(
+        title=escape(title), about=escape(about(report.lineage)), sections=sections, skipped=left_out(report.skipped)
+    )
+
+
+def asked_page(sheet: ask.Sheet, images: Path) -> str:
+    """Likewise, of a sentence: those of which it is probably true, then the others."""
+    title = f"“{sheet.sentence}”"
+    sections = ""
+    for answer in ("yes", "no"):
+        found = sheet.of(answer)
+        figures = "".join(card(score.file, images, score.name, score.value) for score in found)
+        sections += f"<h2>{answer.capitalize()} <span>{len(found)} of {len(sheet.scores)}</span></h2>{in_sheet(figures)}"
+    return PAGE.substitute(
+        title=escape(title), about=escape(ask.about(sheet.lineage)), sections=sections, skipped=left_out(sheet.skipped)
+    )
+
+
+def left_out(skipped: Mapping[str, str]) -> str:
+    lines = "".join(f"<li>{escape(line)}" for line in told(skipped))
+    return f"<h2>Left out</h2><ul>{lines}</ul>" if lines else ""
+
+
+def in_sheet(figures: str) -> str:
+    return f'<div class="sheet">{figures}</div>'
 
 
 def section(report: Report, label: str, query: Path) -> str:
     found = sorted((a for a in report.answers if a.prediction == label), key=lambda answer: -answer.confidence)
     figures = "".join(figure(answer, query) for answer in found)
     learnt = f"{len(found)} predicted, learnt from {report.support[label]}"
-    return f'<h2>{escape(label)} <span>{learnt}</span></h2><div class="sheet">{figures}</div>'
+    return f"<h2>{escape(label)} <span>{learnt}</span></h2>{in_sheet(figures)}"
 
 
 def figure(answer: Answer, query: Path) -> str:
-    style, truth = (' class="wrong"', f"<br><b>is {escape(str(answer.truth))}</b>") if answer.wrong else ("", "")
-    name = escape(answer.name)
+    return card(answer.file, query, answer.name, answer.confidence, truth=answer.truth if answer.wrong else None)
+
+
+def card(file: Path, root: Path, name: str, share: float, *, truth: str | None = None) -> str:
+    style, said = ("", "") if truth is None else (' class="wrong"', f"<br><b>is {escape(truth)}</b>")
+    name = escape(name)
     return (
-        f'<figure{style}><img alt="{name}" src="{thumbnail(answer.file, query)}">'
-        f'<meter value="{answer.confidence:.4f}"></meter><figcaption>{answer.confidence:.0%} {name}{truth}</figcaption></figure>'
+        f'<figure{style}><img alt="{name}" src="{thumbnail(file, root)}">'
+        f'<meter value="{share:.4f}"></meter><figcaption>{share:.0%} {name}{said}</figcaption></figure>'
     )
 
 

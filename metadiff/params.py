@@ -46,7 +46,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Shot = Annotated[int, Field(ge=1, le=100)]
 Shots = Annotated[tuple[Shot, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
 Model = Literal["task", "gradient", "regression"]
-TextModel = Literal["hnet", "hvae", "hyperldm", "hyperclip", "mlp", "end-to-end", "joint"]
+TextModel = Literal["hnet", "hyperldm", "hyperclip", "mlp", "end-to-end", "joint"]
 WeightModel = Literal["local", "vanilla", "naive", "ocd", "weights-regression", "reptile"]
 Sampler = Literal["ddim", "dpm-solver", "ancestral", "mean-step"]
 SamplingSteps = Annotated[int, Field(ge=1, le=100_000)]
@@ -202,8 +202,7 @@ class McDi(Section):
 
 
 class HyperLDM(Section):
-    models: Annotated[tuple[TextModel, ...], Field(min_length=0, max_length=7), AfterValidator(_distinct)]
-    latents: Literal["hnet", "hvae"]
+    models: Annotated[tuple[TextModel, ...], Field(min_length=0, max_length=6), AfterValidator(_distinct)]
     latent: Annotated[int, Field(ge=1, le=65_536)]
     hidden: Annotated[int, Field(ge=1, le=65_536)]
     text_hidden: Annotated[int, Field(ge=1, le=65_536)]

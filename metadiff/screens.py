@@ -18,6 +18,7 @@ from metadiff.artifact import write_synced
 from metadiff.errors import DataError, ParamsError
 
 if TYPE_CHECKING:
+    from metadiff.ask import Sheet
     from metadiff.classification import Report
     from metadiff.toy import Scores, Size
 
@@ -211,7 +212,31 @@ def show_classes(console: Console, chosen: argparse.Namespace) -> None:
     if report.accuracy:
         right, known = report.accuracy
         console.print(f"Accuracy: {100 * right / known:.2f} %, {right} of {known} pictures in class folders", highlight=False)
-    for path, text in ((chosen.csv, classification.table(report)), (chosen.page, contactsheet.page(report, chosen.query))):
+    write_files(console, chosen, table=classification.table(report), page=contactsheet.page(report, chosen.query))
+
+
+def show_asked(console: Console, chosen: argparse.Namespace) -> None:
+    from metadiff import ask, contactsheet
+    from metadiff.classification import told
+    from metadiff.classifier import Classifier
+    from metadiff.images.folder import picture_files
+
+    count = len(picture_files(chosen.images))
+    how = {"gamma": chosen.gamma, "draws": chosen.draws, "encoder": chosen.encoder}
+    classifier = Classifier.from_text(chosen.sentence, chosen.run, **how)
+    with bar("asking", total=count) as advance:
+        sheet = ask.ask(chosen.images, classifier, advance)
+    lines = [ask.about(sheet.lineage), *(f"left out  {line}" for line in told(sheet.skipped))]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    console.print(scores_table(sheet))
+    found = f"Yes: {len(sheet.of('yes'))} of {len(sheet.scores)} pictures"
+    console.print(found + (f", the likeliest {FEW} above" if len(sheet.scores) > FEW else ""), highlight=False)
+    write_files(console, chosen, table=ask.table(sheet), page=contactsheet.asked_page(sheet, chosen.images))
+
+
+def write_files(console: Console, chosen: argparse.Namespace, *, table: str, page: str) -> None:
+    """Where they were asked for."""
+    for path, text in ((chosen.csv, table), (chosen.page, page)):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_synced(path, text)
@@ -226,6 +251,16 @@ def answers_table(report: "Report") -> Table:
     for answer in report.answers[:FEW]:
         mark = Text(f"  not {answer.truth}", style="red") if answer.wrong else Text()
         table.add_row(Text(shown(answer.name)), Text(answer.prediction) + mark, f"{answer.confidence:.3f}")
+    return table
+
+
+def scores_table(sheet: "Sheet") -> Table:
+    from metadiff.images.source import shown
+
+    table = Table("image", "answer")
+    table.add_column("score", justify="right")
+    for score in sheet.scores[:FEW]:
+        table.add_row(Text(shown(score.name)), score.answer, f"{score.value:.3f}")
     return table
 
 

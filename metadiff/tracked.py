@@ -7,10 +7,10 @@ Shapes: G draws, W classes, N images, H x W pixels, C channels, D features, P we
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from metadiff import backbone
 from metadiff.artifact import verify
+from metadiff.askmodels import AskModels
 from metadiff.backbone import Backbone
 from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.candidates import Candidate, OfRows
@@ -38,6 +39,7 @@ from metadiff.params import Evaluate
 from metadiff.pictures import Pictures
 from metadiff.store import read_features, read_rows
 from metadiff.training import extract
+from metadiff.vectors import Vectors
 from metadiff.weightclassifiers import LOOKED_UP, WeightGenerators, of_weights, weight_classifiers
 from metadiff.weightgenerator import undump_weights
 
@@ -64,6 +66,7 @@ class Tracked:
     backbone: Backbone
     moments: Mapping[str, Tensor]  # of the base features, if the classifier needs them
     checkpoint: Checkpoint | None  # of its generator, if it has one
+    asks: AskModels | None = None  # makes the classifier of a sentence, and of no images
 
     @property
     def method(self) -> str:
@@ -111,6 +114,8 @@ class Tracked:
     @property
     def candidate(self) -> Candidate:
         """The one that was judged, measured from the centre that was chosen."""
+        if self.asks is not None:
+            return self.asks.candidate
         section, chosen = section_of(self.lineage), self.lineage["chosen"]
         if of_weights(self.method):
             return dict(weight_classifiers(section, self.weight_generators))[self.method][chosen["candidate"]]
@@ -136,6 +141,8 @@ class Tracked:
     @torch.no_grad()
     def adapt(self, features_ND: Tensor, class_N: NDArray[np.int64]) -> Tensor:
         """By the candidate that was judged: a row a class, (G, 1, W, D), or whole weights, (G, 1, P)."""
+        if self.asks is not None:
+            raise DataError("made of a sentence, so it learns from no images; for that take Classifier.from_run")
         candidate, count = self.candidate, int(class_N.max()) + 1
         if self.way not in (None, count):
             raise DataError(
@@ -186,20 +193,30 @@ def section_of(lineage: Mapping[str, Any]) -> Evaluate:
 
 
 def open_tracked(run: str | Path, method: str = BEST) -> Tracked:
+    return opened(run, of_file=partial(read_file, method=method), of_run=partial(read_run, method=method), made_by=MADE_BY)
+
+
+def opened(
+    run: str | Path,
+    *,
+    of_file: Callable[[Path], Tracked],
+    of_run: Callable[[Path, Mapping[str, Any]], Tracked],
+    made_by: Iterable[str],
+) -> Tracked:
     """A checkout's folder, a file that was saved, or the name of an experiment of the checkout in the current folder."""
     path = Path(run)
     if path.is_file():
-        return read_file(path, method)
+        return of_file(path)
     if path.is_dir():
         here = (path / LOCK).is_file() and (path / ".git").exists()  # else a copy of data/ alone, of which git knows nothing
-        return read_run(path, method, told_by_git(path) if here else {})
+        return of_run(path, told_by_git(path) if here else {})
     known = experiments(Path()) if Path(".git").exists() else {}
     if str(run) not in known:
         named = ", ".join(known) or "none"
         raise DataError(f"{run}: no checkout, no saved file and no experiment of the current folder, which has: {named}")
     with TemporaryDirectory() as place:
-        restore(Path(), str(run), MADE_BY, Path(place))
-        return read_run(Path(place), method, told_by_git(Path(), str(run)))
+        restore(Path(), str(run), made_by, Path(place))
+        return of_run(Path(place), told_by_git(Path(), str(run)))
 
 
 def told_by_git(root: Path, experiment: str | None = None) -> dict[str, Any]:
@@ -207,14 +224,20 @@ def told_by_git(root: Path, experiment: str | None = None) -> dict[str, Any]:
     return {"title": chain.title, "commit": chain.commit, "changed": list(chain.strange)}
 
 
-def read_run(root: Path, method: str, told: Mapping[str, Any]) -> Tracked:
-    """Of a checkout; refuses artifacts that are not whole or do not belong together."""
-    manifests = {str(folder): verify(root / folder) for folder in (BACKBONE, GENERATOR, RESULTS)}
-    metrics, stages = (json.loads((root / name).read_bytes()) for name in (METRICS, LINEAGE))
-    stages = stages["stages"]
-    for folder in map(str, (BACKBONE, GENERATOR)):  # what else evaluate read is not used here
-        if manifests[folder] != stages["evaluate"]["inputs"][folder]:
+def verified(root: Path, more: Iterable[Path] = ()) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+    """Manifests, metrics.json and every stage's record; refuses artifacts that are not whole or do not belong together."""
+    folders = (BACKBONE, GENERATOR, *more)
+    manifests = {str(folder): verify(root / folder) for folder in (*folders, RESULTS)}
+    metrics, lineage = (json.loads((root / name).read_bytes()) for name in (METRICS, LINEAGE))
+    for folder in map(str, folders):  # what else evaluate read is not used here
+        if manifests[folder] != lineage["stages"]["evaluate"]["inputs"][folder]:
             raise DataError(f"{root / folder}: another one than {root / RESULTS} judged; run: dvc repro")
+    return manifests, metrics, lineage["stages"]
+
+
+def read_run(root: Path, told: Mapping[str, Any], method: str) -> Tracked:
+    """Of a checkout."""
+    manifests, metrics, stages = verified(root)
     name = named(metrics, method, learner=stages["collect"]["params"]["learner"], where=root / METRICS)
     lineage = {
         "dataset": metrics["dataset"],
@@ -225,8 +248,11 @@ def read_run(root: Path, method: str, told: Mapping[str, Any]) -> Tracked:
         "stages": stages,
         **told,
     }
-    net = backbone.undump(*load_checkpoint(root / BACKBONE / "backbone.safetensors"))
-    return Tracked(lineage, net, read_moments(root, lineage), read_generator(root, name))
+    return Tracked(lineage, read_backbone(root), read_moments(root, lineage), read_generator(root, name))
+
+
+def read_backbone(root: Path) -> Backbone:
+    return backbone.undump(*load_checkpoint(root / BACKBONE / "backbone.safetensors"))
 
 
 def named(metrics: Mapping[str, Any], method: str, *, learner: str, where: Path) -> str:
@@ -293,9 +319,15 @@ def pack(tracked: Tracked | None) -> Checkpoint:
         return {}, {"lineage": None, "classifier": None}
     weights, about = backbone.dump(tracked.backbone)
     parts = {"backbone": weights, "moments": tracked.moments, "generator": tracked.checkpoint[0] if tracked.checkpoint else {}}
-    tensors = {f"{part}/{name}": value for part, found in parts.items() for name, value in found.items()}
     generator = tracked.checkpoint[1] if tracked.checkpoint else None
-    return tensors, {"lineage": dict(tracked.lineage), "backbone": about, "generator": generator, "classifier": None}
+    facts = {"lineage": dict(tracked.lineage), "backbone": about, "generator": generator, "classifier": None}
+    if tracked.asks is not None:
+        checkpoints, known = tracked.asks.checkpoints, tracked.asks.known
+        parts |= {f"asks/{model}": found for model, (found, _) in checkpoints.items()}
+        parts["sentences"] = {"vectors": torch.from_numpy(known.vectors_ND)}
+        own = {model: about for model, (_, about) in checkpoints.items()}
+        facts["asks"] = {"models": own, "sentences": list(known.names), "about": dict(known.about)}
+    return {f"{part}/{name}": value for part, found in parts.items() for name, value in found.items()}, facts
 
 
 def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Tracked | None:
@@ -306,4 +338,9 @@ def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Tracked |
         return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
 
     generator = (part("generator"), facts["generator"]) if facts["generator"] else None
-    return Tracked(facts["lineage"], backbone.undump(part("backbone"), facts["backbone"]), part("moments"), generator)
+    asks = None
+    if about := facts.get("asks"):
+        models = {model: (part(f"asks/{model}"), own) for model, own in about["models"].items()}
+        vectors_ND = part("sentences")["vectors"].numpy()
+        asks = AskModels(models, Vectors(tuple(about["sentences"]), vectors_ND, about["about"]))
+    return Tracked(facts["lineage"], backbone.undump(part("backbone"), facts["backbone"]), part("moments"), generator, asks)

@@ -21,6 +21,7 @@ TASKS = [
     DescribedTask("some c: 1", "c", "some", "train", ("some c", "is it some c?", "show some c"), (3,), (2,), (0, 1)),
     DescribedTask("some c: 2", "a", "some", "train", ("some c", "is it some c?", "show some c"), (4,), (2,), (0, 1)),
     DescribedTask("later", "later", "not", "val", ("later", "is it later?", "show later"), (0,), (2,), (3,)),
+    DescribedTask("some d: 1", "d", "some", "val", ("some d", "is it some d?", "show some d"), (1,), (), (0, 3)),
 ]
 
 

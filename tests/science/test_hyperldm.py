@@ -304,6 +304,15 @@ def test_a_withheld_sentence_has_no_slope() -> None:
     assert method.net.nothing_H.grad.any()
 
 
+@pytest.mark.parametrize("model", TEXT_MODELS)
+def test_every_weight_has_a_part_in_the_loss(model: str) -> None:
+    """The reference builds layers that it never uses."""
+    method, concepts_B = made(model), torch.arange(CONCEPTS)
+    every = replace(batch(CONCEPTS), sentence_BD=sentences(), concept_B=concepts_B, task_B=concepts_B)
+    method.loss(every, torch_stream(0)).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in method.net.parameters())
+
+
 @pytest.mark.parametrize("model", OF_LATENTS)
 def test_models_of_latents_train_no_hnet(model: str) -> None:
     method = made(model)

@@ -71,7 +71,7 @@ SHAPES = set_value("prepare.path", "data/builtin/x.safetensors", set_value("prep
 SHAPES = set_value("prepare.color", "rgb", SHAPES)
 ASKED = set_value("collect.sees", "support", set_value("collect.way", "2", set_value("collect.tasks_of", "sentences", SHAPES)))
 TOLD = set_value("collect.dim", "64", set_value("collect.learner", "mlp", set_value("prepare.encoder", "cached", ASKED)))
-TOLD = set_value("hyperldm.models", "[hnet, hvae, hyperldm, hyperclip, mlp, end-to-end, joint]", TOLD)
+TOLD = set_value("hyperldm.models", "[hnet, hyperldm, hyperclip, mlp, end-to-end, joint]", TOLD)
 WRONG_VALUES = [  # key, what to write, what it must be
     ("shared.seed", "-1", f"must be {SEED}, got the number -1"),
     ("shared.seed", "2147483648", f"must be {SEED}, got the number 2147483648"),
@@ -299,7 +299,7 @@ WRONG_TEXTS = {
         ],
     ),
     "latents of nobody": (
-        set_value("hyperldm.models", "[hvae, hyperldm, hyperclip, mlp]", TOLD),
+        set_value("hyperldm.models", "[hyperldm, hyperclip, mlp]", TOLD),
         [
             at("hyperldm.models", f"hyperldm.models: {model} is of the latents of hnet; add hnet")
             for model in ("hyperldm", "hyperclip", "mlp")
@@ -340,10 +340,6 @@ WRONG_TEXTS = {
     "weights from sentences of features as they are": (
         set_value("collect.dim", "0", TOLD),
         [at("collect.dim", "collect.dim: must be at least 1 for hyperldm.models, whose learner sees whitened inputs, got 0")],
-    ),
-    "found weights of episodes": (
-        set_value("collect.tasks_of", "episodes", TOLD),
-        [at("hyperldm.models", "hyperldm.models: hvae needs collect.tasks_of sentences, got episodes")],
     ),
     "query too many": (
         set_value("evaluate.query", "19"),
@@ -618,7 +614,7 @@ GOOD = {
     "shapes": set_value("prepare.min_images", "48", SHAPES),
     "what sentences ask": ASKED,
     "all weights from sentences": TOLD,
-    "of the weights that were found": set_value("hyperldm.latents", "hvae", TOLD),
+    "whose paths are of episodes": set_value("collect.tasks_of", "episodes", TOLD),
     "from sentences alone": set_value("metatrain.models", "[]", TOLD),
     "vectors of descriptions": set_value("prepare.encoder", "minilm"),
     "given, of a folder": set_value(
