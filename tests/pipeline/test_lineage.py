@@ -26,7 +26,7 @@ def broken(repository: Repository) -> dict[str, str]:
 def test_every_link_of_a_committed_result_holds(finished: Repository, capsys: pytest.CaptureFixture[str]) -> None:
     links = list(verify_chain(finished.root))
     assert {link.state for link in links} == {"holds"}
-    assert len(links) == 5 * 4 + 4 + 11 + 2  # record, params, code and inputs of each stage; outs; the numbers and the commit
+    assert len(links) == 5 * 4 + 4 + 12 + 2  # record, params, code and inputs of each stage; outs; the numbers and the commit
 
 
 def test_dvc_names_files_and_folders_as_dvc_does(finished: Repository) -> None:
@@ -214,7 +214,7 @@ def test_a_clone_that_pulled_only_the_results_says_what_it_cannot_see(
     said = capsys.readouterr().out
     assert "absent  prepare: data/prepared\n        not here; `dvc pull` brings it\n" in said
     assert "absent  data/results/metrics.json: computed again" in said
-    assert said.splitlines()[-1] == "20 links hold, 17 could not be looked at"
+    assert said.splitlines()[-1] == "20 links hold, 18 could not be looked at"
     assert cli.main(["trace", "test.shot1.ncm.accuracy"]) == 0
     assert "prepare  python -m stages.prepare" in capsys.readouterr().out
 
@@ -227,7 +227,7 @@ def test_verify_fails_with_what_does_not_hold(
     assert cli.main(["verify"]) == os.EX_DATAERR
     said = capsys.readouterr().out
     assert "BROKEN  pretrain: data/backbone\n        data/backbone/features.h5: not the file that was made" in said
-    assert said.splitlines()[-1] == "1 of 37 links do not hold"
+    assert said.splitlines()[-1] == "1 of 38 links do not hold"
 
 
 def test_trace_leads_from_a_number_to_the_images(
