@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from metadiff.baselines.fromtext import EndToEnd, Joint, LatentRegression
 from metadiff.concepts import DescribedTask
-from metadiff.described import AMBIGUOUS, SentenceScale, answers, concepts_of, trained_texts
+from metadiff.described import AMBIGUOUS, answer_loss, answers, concepts_of, trained_texts
 from metadiff.diffusion import Noise, gaussian_noise
-from metadiff.evaluation import TYPICAL
+from metadiff.evaluation import TYPICAL, correct_counts, log_probabilities
 from metadiff.hypernet import HNet
 from metadiff.methods.hyperldm import HyperCLIP, HyperLDM
 from metadiff.rng import torch_stream
+from metadiff.standard import Standard
 from metadiff.textmodels import TextGenerators
 from metadiff.vectors import Vectors
 
@@ -59,7 +60,7 @@ class Told:
     concept_N: Tensor
 
     @classmethod
-    def of(cls, tasks: Sequence[DescribedTask], vectors: Vectors, scale: SentenceScale) -> Told:
+    def of(cls, tasks: Sequence[DescribedTask], vectors: Vectors, scale: Standard) -> Told:
         """Those with one right answer: what others ask for has several latents."""
         trained = [task for task in tasks if task.split == "train"]
         number = {concept: place for place, concept in enumerate(concepts_of(trained))}
@@ -95,7 +96,7 @@ def described_classifiers(made: TextGenerators, told: Told, section: Evaluate) -
     starts: dict[str, LatentsOf] = {"adapt": partial(_mean_latent, made.hnet)}
     diffusion = made.methods.get("hyperldm")
     if isinstance(diffusion, HyperLDM):
-        starts["text-adapt"] = partial(_of_draw, partial(_drawn, diffusion, section.seed, gamma=section.gammas[0]), 0)
+        starts["text-adapt"] = partial(_drawn, diffusion, section.seed, section.gammas[0], 0)
     for (name, start), count in product(starts.items(), section.adapt_images):
         yield (
             f"{name}-{count}",
@@ -107,15 +108,17 @@ def described_classifiers(made: TextGenerators, told: Told, section: Evaluate) -
 
 
 def _diffused(made: TextGenerators, method: HyperLDM, section: Evaluate) -> Iterator[tuple[str, dict[str, AnswersOf]]]:
-    draw = {gamma: partial(_drawn, method, section.seed, gamma=gamma) for gamma in section.gammas}
+    def draws(gamma: float, count: int) -> list[LatentsOf]:
+        return [partial(_drawn, method, section.seed, gamma, draw) for draw in range(count)]
+
     for gamma in section.gammas:
-        yield f"hyperldm-g{gamma:g}", {"": _from_latents(made, partial(_of_draw, draw[gamma], 0))}
-    yield "shuffled", {"": _from_latents(made, partial(_shuffled, draw[section.gammas[0]], section.seed))}
-    yield (
-        "hyperldm-mean",
-        {f"gamma {gamma:g}": partial(_mean_answers, made, draw[gamma], section.draws) for gamma in section.gammas},
-    )
-    yield "hyperldm-best", {f"gamma {gamma:g}": partial(_best_answers, made, draw[gamma]) for gamma in section.gammas}
+        yield f"hyperldm-g{gamma:g}", {"": _from_latents(made, *draws(gamma, 1))}
+    yield "shuffled", {"": _from_latents(made, partial(_shuffled, draws(section.gammas[0], 1)[0], section.seed))}
+    for name, answers_of, count in (("mean", _mean_answers, section.draws), ("best", _best_answers, TRIED)):
+        yield (
+            f"hyperldm-{name}",
+            {f"gamma {gamma:g}": partial(answers_of, made, draws(gamma, count)) for gamma in section.gammas},
+        )
 
 
 def _answers(made: TextGenerators, weights_of: Callable[[Asked], Tensor], asked: Asked) -> Tensor:
@@ -143,34 +146,30 @@ def _joint_answers(method: Joint, asked: Asked) -> Tensor:
     return method.scores(asked.sentence_ED, asked.query_EQI)[None] / TYPICAL
 
 
-def _drawn(method: HyperLDM, seed: int, *, draw: int, gamma: float, asked: Asked) -> Tensor:
-    return method.latents(asked.sentence_ED, _noise(seed, draw), gamma=gamma)
+def _drawn(method: HyperLDM, seed: int, gamma: float, draw: int, asked: Asked) -> Tensor:
+    return method.latents(asked.sentence_ED, draw_noise(seed, draw), gamma=gamma)
 
 
-def _noise(seed: int, draw: int) -> Noise:
+def draw_noise(seed: int, draw: int) -> Noise:
     """A function of the draw alone: two draws of a task differ, two runs do not."""
     return gaussian_noise(torch_stream(seed, "sentences", "draw", draw))
 
 
-def _of_draw(draw_of: Callable[..., Tensor], draw: int, asked: Asked) -> Tensor:
-    return draw_of(draw=draw, asked=asked)
-
-
-def _shuffled(draw_of: Callable[..., Tensor], seed: int, asked: Asked) -> Tensor:
+def _shuffled(latents_of: LatentsOf, seed: int, asked: Asked) -> Tensor:
     """Every task is told the sentence of another task, of its successor in a random round of them all."""
     round_E = torch.randperm(len(asked.sentence_ED), generator=torch_stream(seed, "sentences", "shuffled"))
     other_ED = torch.empty_like(asked.sentence_ED)
     other_ED[round_E] = asked.sentence_ED[round_E.roll(1)]
-    return draw_of(draw=0, asked=Asked(other_ED, asked.support_EWSI, asked.query_EQI))
+    return latents_of(Asked(other_ED, asked.support_EWSI, asked.query_EQI))
 
 
-def _mean_answers(made: TextGenerators, draw_of: Callable[..., Tensor], draws: int, asked: Asked) -> Tensor:
-    return torch.cat([_from_latents(made, partial(_of_draw, draw_of, draw))(asked) for draw in range(draws)])
+def _mean_answers(made: TextGenerators, draws: Sequence[LatentsOf], asked: Asked) -> Tensor:
+    return torch.cat([_from_latents(made, latents_of)(asked) for latents_of in draws])
 
 
-def _best_answers(made: TextGenerators, draw_of: Callable[..., Tensor], asked: Asked) -> Tensor:
+def _best_answers(made: TextGenerators, draws: Sequence[LatentsOf], asked: Asked) -> Tensor:
     """Of several draws the one that two labelled images fit best."""
-    few, theta_GEP = asked.shown(FEW), [made.hnet.decode(draw_of(draw=draw, asked=asked)) for draw in range(TRIED)]
+    few, theta_GEP = asked.shown(FEW), [made.hnet.decode(latents_of(asked)) for latents_of in draws]
     loss_GE = torch.stack([_loss(made, theta_EP, few) for theta_EP in theta_GEP])
     best_EP = torch.stack(theta_GEP)[loss_GE.argmin(0), torch.arange(len(few.sentence_ED), device=loss_GE.device)]
     return _answers(made, lambda _: best_EP, asked)
@@ -215,19 +214,15 @@ def _loss(made: TextGenerators, theta_EP: Tensor, asked: Asked) -> Tensor:
     """(E,): cross-entropy of the labelled images."""
     inputs_ENI = asked.support_EWSI.flatten(1, 2)
     scores_ENW = made.learner.scores(theta_EP, made.learner.inputs(inputs_ENI))
-    target_N = answers(asked.support_EWSI.shape[2]).to(scores_ENW.device)
-    every_EN = cross_entropy(scores_ENW.flatten(0, 1), target_N.repeat(len(theta_EP)), reduction="none")
-    found_E: Tensor = every_EN.view(len(theta_EP), -1).mean(1)
-    return found_E
+    return answer_loss(scores_ENW, answers(asked.support_EWSI.shape[2]).to(scores_ENW.device)).mean(1)
 
 
 def choice_of(candidates: Mapping[str, AnswersOf], asked: Asked, target_Q: Tensor, tasks_E: Tensor) -> tuple[str, Tensor]:
     """The best accuracy on these tasks, the first of equals; and its scores of all."""
-    found = {name: answers_of(asked) for name, answers_of in candidates.items()}
+    found = {name: answers_of(asked).cpu() for name, answers_of in candidates.items()}
 
-    def accuracy(name: str) -> float:
-        right_EQ = (TYPICAL * found[name].double()).log_softmax(-1).logsumexp(0).argmax(-1) == target_Q
-        return float(right_EQ[tasks_E].double().mean())
+    def right(name: str) -> int:
+        return int(correct_counts(log_probabilities(found[name], TYPICAL), target_Q)[tasks_E.numpy()].sum())
 
-    best = max(found, key=accuracy)
+    best = max(found, key=right)
     return best, found[best]

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metadiff.asking import draw_noise
 from metadiff.candidates import OfWeights
-from metadiff.diffusion import gaussian_noise
 from metadiff.errors import DataError, NumericError, ParamsError
 from metadiff.methods.hyperldm import HyperLDM
 from metadiff.pictures import Pictures
-from metadiff.rng import torch_stream
 from metadiff.text import Encoder, encoder_of
 from metadiff.textmodels import Checkpoints, TextGenerators, undump_text
 from metadiff.vectors import Vectors
@@ -58,7 +57,7 @@ class AskModels:
         if not 1 <= draws <= MOST_DRAWS:
             raise ParamsError(f"draws: must be from 1 to {MOST_DRAWS}, got {draws}")
         told_1D = self.made.sentences.standardise(self.vector(sentence, encoder)[None])
-        noises = [gaussian_noise(torch_stream(seed, "sentences", "draw", draw)) for draw in range(draws)]
+        noises = [draw_noise(seed, draw) for draw in range(draws)]
         theta_G1P = torch.stack([method.weights(told_1D, noise, gamma=gamma) for noise in noises])
         if not bool(theta_G1P.isfinite().all()):
             raise NumericError(f"gamma {gamma:g}: generated weights are not finite; lower it")

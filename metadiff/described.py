@@ -11,33 +11,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from metadiff.concepts import DescribedTask
 from metadiff.errors import DataError
 from metadiff.rows import SPLITS, Rows
+from metadiff.standard import Standard
 from metadiff.vectors import Vectors
 
 AMBIGUOUS = ("some", "either")  # kinds of task whose sentence has several right answers
+LEAST = 1e-3  # deviation of a number of a sentence's vector
 
 
-@dataclass(frozen=True)
-class SentenceScale:
-    """Each number of a vector gets mean 0 and deviation 1 over the sentences of training."""
-
-    mean_D: Tensor
-    deviation_D: Tensor
-
-    @classmethod
-    def of(cls, tasks: Sequence[DescribedTask], vectors: Vectors) -> SentenceScale:
-        told = sorted({text for task in tasks if task.split == "train" for text in trained_texts(task)})
-        if not told:
-            raise DataError("tasks.json: no task of the split train has a sentence")
-        vectors_ND = torch.from_numpy(vectors.vectors_ND[[vectors.row_of[text] for text in told]])
-        return cls(vectors_ND.mean(0), vectors_ND.std(0, correction=0).clamp_min(1e-3))
-
-    def standardise(self, vectors: Tensor) -> Tensor:
-        return (vectors - self.mean_D) / self.deviation_D
+def sentence_scale(tasks: Sequence[DescribedTask], vectors: Vectors) -> Standard:
+    """Over the sentences of training."""
+    told = sorted({text for task in tasks if task.split == "train" for text in trained_texts(task)})
+    if not told:
+        raise DataError("tasks.json: no task of the split train has a sentence")
+    rows = [vectors.row_of[text] for text in told]
+    return Standard.of(torch.from_numpy(vectors.vectors_ND[rows]), least=LEAST)
 
 
 def trained_texts(task: DescribedTask) -> tuple[str, ...]:
@@ -45,7 +38,7 @@ def trained_texts(task: DescribedTask) -> tuple[str, ...]:
     return task.texts[:-1] or task.texts
 
 
-def sentences_of(tasks: Sequence[DescribedTask], vectors: Vectors, scale: SentenceScale) -> Tensor:
+def sentences_of(tasks: Sequence[DescribedTask], vectors: Vectors, scale: Standard) -> Tensor:
     """(T, C, D), standardised; all tasks of a data set have as many templates."""
     rows = np.array([[vectors.row_of[text] for text in task.texts] for task in tasks])
     return scale.standardise(torch.from_numpy(vectors.vectors_ND[rows]))
@@ -146,6 +139,12 @@ class QuestionBatch:
         """On the sentences."""
         noise_BD = torch.randn(self.sentence_BD.shape, generator=generator).to(self.sentence_BD)
         return replace(self, sentence_BD=self.sentence_BD + deviation * noise_BD)
+
+
+def answer_loss(scores_BNW: Tensor, target_N: Tensor) -> Tensor:
+    """(B, N): cross-entropy of each answer; all tasks have the same right ones."""
+    losses = cross_entropy(scores_BNW.flatten(0, 1), target_N.repeat(len(scores_BNW)), reduction="none")
+    return losses.view(scores_BNW.shape[:2])
 
 
 def answers(count: int) -> Tensor:

@@ -8,14 +8,13 @@ nothing is dropped.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import cross_entropy, silu
+from torch.nn.functional import silu
 
 from metadiff.denoiser import initialise
-from metadiff.described import QuestionBatch
+from metadiff.described import QuestionBatch, answer_loss
 from metadiff.diffusion import Noise
 from metadiff.learner import Perceptron
 from metadiff.rng import torch_stream
@@ -100,28 +99,10 @@ def begin(net: nn.Module, *, seed: int) -> None:
                 nn.init.zeros_(parameter)
 
 
-@dataclass(frozen=True)
-class LatentScale:
-    """Latents of concepts have mean 0 and deviation 1 in each number."""
-
-    mean_Z: Tensor
-    deviation_Z: Tensor
-
-    @classmethod
-    def of(cls, latent_CZ: Tensor) -> LatentScale:
-        return cls(latent_CZ.mean(0), latent_CZ.std(0, correction=0).clamp_min(1e-6))
-
-    def standardise(self, latent: Tensor) -> Tensor:
-        return (latent - self.mean_Z) / self.deviation_Z
-
-    def restore(self, latent: Tensor) -> Tensor:
-        return latent * self.deviation_Z + self.mean_Z
-
-
 def task_loss(learner: Perceptron, theta_BP: Tensor, batch: QuestionBatch) -> Tensor:
     """Cross-entropy of the batch's images."""
     scores_BNW = learner.scores(theta_BP, learner.inputs(batch.inputs_BNE))
-    return cross_entropy(scores_BNW.flatten(0, 1), batch.target_N.repeat(len(theta_BP)))
+    return answer_loss(scores_BNW, batch.target_N).mean()
 
 
 class HNetNet(nn.Module):

@@ -18,6 +18,7 @@ from metadiff.errors import DataError
 from metadiff.rng import numpy_stream
 from metadiff.rows import SPLITS, Rows
 
+LEARNT_FROM = ("train", "val")  # whose images training shows: train has none but the kinds of training pairs
 WAYS = ("wrong", "right")  # what an image of way 0 and of way 1 is for the sentence
 Groups = list[list[int]]  # rows; those of one group go together, and a task is shown one of them
 

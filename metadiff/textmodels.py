@@ -20,10 +20,10 @@ from metadiff.described import (
     AMBIGUOUS,
     DescribedImages,
     Questions,
-    SentenceScale,
     answers,
     concepts_of,
     questions_of,
+    sentence_scale,
     sentences_of,
 )
 from metadiff.diffusion import gaussian_noise
@@ -34,15 +34,16 @@ from metadiff.inputs import Inputs
 from metadiff.learner import Perceptron, build_learner
 from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, Weights, backward, pace_of
 from metadiff.methods.hyperldm import OF_LATENTS, TEXT_MODELS, TextMethod, build_text, text_facts
+from metadiff.questions import LEARNT_FROM
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
+from metadiff.standard import Standard
 from metadiff.vectors import Vectors
 
 if TYPE_CHECKING:
     from metadiff.params import HyperLDM as Section
 
 Checkpoints = Mapping[str, tuple[dict[str, Tensor], dict[str, Any]]]  # by model
-LEARNT_FROM = ("train", "val")  # whose images: the kinds of test sentences are among those of val, their sentences are not
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class TextModels:
     seen_NE: Tensor
     seed: int
 
-    def pace(self, model: str) -> Pace:
+    @property
+    def pace(self) -> Pace:
         return replace(pace_of(self.section), rate="hyperldm.lr")
 
     def subject(self, model: str, hnet: HNet | None = None) -> Subject:
@@ -73,7 +75,7 @@ class TextModels:
         if model in OF_LATENTS:
             draw = partial(self.questions.draw, tasks=section.latent_batch, images=0, ambiguous=ambiguous)
         lesson: Lesson[Any, Any] = Lesson(draw, backward, self.score())
-        training = MetaTraining(self.pace(model), method, lesson, seed=self.seed)
+        training = MetaTraining(self.pace, method, lesson, seed=self.seed)
         return Subject(training, facts, self.dump)
 
     def dump(self, best: Mapping[str, Weights]) -> Weights:
@@ -87,8 +89,8 @@ class TextModels:
         return [task for task in self.tasks if task.split == "train"]
 
     @cached_property
-    def scale(self) -> SentenceScale:
-        return SentenceScale.of(self.tasks, self.vectors)
+    def scale(self) -> Standard:
+        return sentence_scale(self.tasks, self.vectors)
 
     @cached_property
     def questions(self) -> Questions:
@@ -124,7 +126,7 @@ class TextGenerators:
     """The trained models by name, with how sentences and images are seen by all of them."""
 
     methods: Mapping[str, TextMethod]
-    sentences: SentenceScale
+    sentences: Standard
     inputs: Inputs
     learner: Perceptron
     facts: Mapping[str, Any]  # of the first, such as its concepts and the encoder of its sentences
@@ -152,7 +154,7 @@ def undump_text(checkpoints: Checkpoints, *, device: str = "cpu") -> TextGenerat
 
     learner = build_learner(facts["learner"])
     assert isinstance(learner, Perceptron), "conflicts.py refuses the others"
-    return TextGenerators(methods, SentenceScale(**group("sentences")), Inputs(**group("inputs")), learner, facts)
+    return TextGenerators(methods, Standard(**group("sentences")), Inputs(**group("inputs")), learner, facts)
 
 
 def undump_method(

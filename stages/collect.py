@@ -27,7 +27,7 @@ from metadiff.inputs import Inputs, moved, save_inputs, whitened, with_pixels
 from metadiff.learner import BaseLearner
 from metadiff.picturefiles import read_pictures
 from metadiff.pictures import Pictures
-from metadiff.questions import draw_questions, tasks_by_number
+from metadiff.questions import LEARNT_FROM, draw_questions, tasks_by_number
 from metadiff.rows import Rows
 from metadiff.store import image_shape, read_rows
 from metadiff.tasks import read_tasks
@@ -46,7 +46,7 @@ PREPARED, BACKBONE = Path("data/prepared"), Path("data/backbone")
 IMAGES, FEATURES = PREPARED / "images.h5", BACKBONE / "features.h5"
 INPUTS = "inputs.safetensors"
 REFUSED = "refused.json"
-SPLITS_OF = {"episodes": ("train",), "sentences": ("train", "val")}  # train has none but the kinds of training pairs
+SPLITS_OF = {"episodes": ("train",), "sentences": LEARNT_FROM}
 WORST = 0.5  # the share of refused tasks beyond which the settings are to blame
 
 
@@ -110,8 +110,7 @@ def drawn(run: Run[Collect], base: Rows, told: Mapping[int, DescribedTask], numb
     """The tasks of these numbers: of base classes or, where there are, of described tasks by their number among all."""
     section = run.params
     if told:
-        splits = SPLITS_OF["sentences"]
-        return draw_questions(told, base, splits=splits, shot=section.shot, query=0, numbers=numbers, seed=run.seed)
+        return draw_questions(told, base, splits=LEARNT_FROM, shot=section.shot, query=0, numbers=numbers, seed=run.seed)
     sizes = {"way": section.way, "shot": section.shot, "query": 0, "episodes": len(numbers)}
     return draw_episodes(base, "train", **sizes, first=numbers.start, seed=run.seed)
 

@@ -20,14 +20,14 @@ from torch import Tensor
 from metadiff.artifact import write_json
 from metadiff.asking import Asked, Told, choice_of, described_classifiers
 from metadiff.concepts import DescribedTask
-from metadiff.described import AMBIGUOUS, SentenceScale, answers, sentences_of
+from metadiff.described import AMBIGUOUS, answers, sentences_of
 from metadiff.evaluation import TYPICAL, correct_counts, log_probabilities, mean_and_ci95, negative_log_likelihood
 from metadiff.pictures import Pictures
 from metadiff.questions import draw_questions, tasks_by_number
 from metadiff.rows import Rows
 from metadiff.tasks import SENTENCES, read_tasks
-from metadiff.textmodels import Checkpoints, undump_text
-from metadiff.vectors import Vectors, read_vectors
+from metadiff.textmodels import Checkpoints, TextGenerators, undump_text
+from metadiff.vectors import read_vectors
 from stages.executors import Job, computed_units
 
 if TYPE_CHECKING:
@@ -49,10 +49,8 @@ def answer_sentences(
     if made is None:
         pd.DataFrame(columns=COLUMNS).to_csv(run.out / "described.csv", index=False, lineterminator="\n")
         return {}
-    tasks, vectors, section = read_tasks(prepared, data), read_vectors(prepared / SENTENCES), run.params
-    inputs_NI, scale = made.inputs.of(pictures.features.cpu()), made.sentences
-    cells = {split: asked_of(split, tasks, vectors, section, data, inputs_NI, scale) for split in SPLITS}
-    told = Told.of(tasks, vectors, scale)
+    section = run.params
+    cells, told = what_is_asked(made, section, prepared, data, pictures.features.cpu())
     names = [name for name, _ in described_classifiers(made, told, section)]
 
     def job_of(unit: str) -> Job[Found]:
@@ -66,23 +64,19 @@ def answer_sentences(
     return {"described": summary(rows), "chosen_by_text": chosen}
 
 
-def asked_of(
-    split: str,
-    tasks: tuple[DescribedTask, ...],
-    vectors: Vectors,
-    section: Evaluate,
-    data: Rows,
-    inputs_NI: Tensor,
-    scale: SentenceScale,
-) -> tuple[list[DescribedTask], dict[str, Asked]]:
-    """The tasks of a split, and what is asked with each template: the images are the same."""
-    own = tasks_by_number(tasks, split)
+def what_is_asked(made: TextGenerators, section: Evaluate, prepared: Path, data: Rows, features_ND: Tensor) -> tuple[Cells, Told]:
+    """By split its tasks, and by template what is asked of them: the images are the same; and what training was told."""
+    tasks, vectors = read_tasks(prepared, data), read_vectors(prepared / SENTENCES)
+    inputs_NI, cells = made.inputs.of(features_ND), {}
     sizes = {"shot": max(section.adapt_images, default=2) // 2, "query": section.sentence_images}
-    drawn = draw_questions(own, data, splits=(split,), **sizes, numbers=range(len(own)), seed=section.seed, repeat=True)
-    support_EWSI, query_EQI = inputs_NI[drawn.support_EWS], inputs_NI[drawn.query_EWQ].flatten(1, 2)
-    chosen = list(own.values())
-    told_TCD = sentences_of(chosen, vectors, scale)
-    return chosen, {text: Asked(told_TCD[:, place], support_EWSI, query_EQI) for text, place in TEXTS.items()}
+    for split in SPLITS:
+        own = tasks_by_number(tasks, split)
+        drawn = draw_questions(own, data, splits=(split,), **sizes, numbers=range(len(own)), seed=section.seed, repeat=True)
+        images = inputs_NI[drawn.support_EWS], inputs_NI[drawn.query_EWQ].flatten(1, 2)
+        chosen = list(own.values())
+        told_TCD = sentences_of(chosen, vectors, made.sentences)
+        cells[split] = chosen, {text: Asked(told_TCD[:, place], *images) for text, place in TEXTS.items()}
+    return cells, Told.of(tasks, vectors, made.sentences)
 
 
 def answered(name: str, section: Evaluate, cells: Cells, told: Told, checkpoints: Checkpoints, device: str) -> Found:
@@ -95,12 +89,13 @@ def answered(name: str, section: Evaluate, cells: Cells, told: Told, checkpoints
     ambiguous_E = torch.tensor([task.kind in AMBIGUOUS for task in tasks])
     judged_by = ambiguous_E if name.endswith("-best") and bool(ambiguous_E.any()) else ~ambiguous_E
     with torch.no_grad():
-        best, _ = choice_of(candidates, asked["seen"].to(device), target_Q.to(device), judged_by.to(device))
+        best, seen = choice_of(candidates, asked["seen"].to(device), target_Q, judged_by)
         parts = []
         for split, (tasks, asked) in cells.items():
             for text, one in asked.items():
-                log_EQW = log_probabilities(candidates[best](one.to(device)).cpu(), TYPICAL)
-                parts.append(table(split, text, name, tasks, log_EQW, target_Q))
+                known = (split, text) == ("val", "seen")
+                scores = seen if known else candidates[best](one.to(device)).cpu()
+                parts.append(table(split, text, name, tasks, log_probabilities(scores, TYPICAL), target_Q))
     return pd.concat(parts, ignore_index=True), best
 
 

@@ -23,7 +23,6 @@ from metadiff.baselines.nearest import PathEnds
 from metadiff.classifiers import classifiers, make_generators, make_training_tasks, make_weight_generators, read_checkpoints
 from metadiff.episodes import draw_episodes, shared_groups
 from metadiff.judging import Verdict, summary, verdict
-from metadiff.methods.hyperldm import TEXT_MODELS
 from metadiff.picturefiles import read_pictures
 from metadiff.pictures import Pictures
 from metadiff.store import read_rows, write_arrays
@@ -46,9 +45,7 @@ SPLITS = ("val", "test")  # in this order: what is left open is chosen on the fi
 
 def build(run: Run[Evaluate]) -> None:
     section, data = run.params, read_rows(FEATURES)
-    trained = read_checkpoints(GENERATOR)
-    of_sentences = {model: trained[model] for model in trained if model in TEXT_MODELS}
-    checkpoints = {model: trained[model] for model in trained if model not in TEXT_MODELS}
+    checkpoints = read_checkpoints(GENERATOR)
     weights = make_weight_generators(checkpoints, run.device)
     of_pixels = any(made.inputs.of_pixels for made in weights.values())
     pictures = read_pictures(FEATURES, IMAGES, pixels=of_pixels)
@@ -88,7 +85,7 @@ def build(run: Run[Evaluate]) -> None:
         memory = memory_facts(run, weights, store, tuned, pictures=shown, data=data)
     write_json(run.out / "memory.json", memory)
     about = {"dataset": data.dataset, "way": section.way, "query": section.query, "episodes": section.episodes}
-    of_text = answer_sentences(run, IMAGES.parent, of_sentences, data, pictures)
+    of_text = answer_sentences(run, IMAGES.parent, checkpoints, data, pictures)
     write_json(run.out / "metrics.json", about | summary(rows, bins) | {"chosen": chosen} | of_text)
     write_json(run.out / "lineage.json", run.lineage())
 

@@ -80,7 +80,7 @@ def plan_of(run: Run[Metatrain]) -> dict[str, tuple[Pace, Callable[[], Subject]]
     if store is not None and text.models:
         told = text_models(run, data, store, inputs, pictures)
         latents_first = sorted(text.models, key=OF_LATENTS.__contains__)
-        plan |= {model: (told.pace(model), partial(begin_text, told, model, run.out)) for model in latents_first}
+        plan |= {model: (told.pace, partial(begin_text, told, model, run.out)) for model in latents_first}
     return plan
 
 

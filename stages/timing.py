@@ -57,14 +57,12 @@ def described_seconds(cell: Path) -> dict[str, float]:
     """For each classifier of described tasks, as it was chosen: how long it takes to answer 1,000 of them; {} without any."""
     import torch
 
-    from metadiff.asking import Told, described_classifiers
+    from metadiff.asking import described_classifiers
     from metadiff.classifiers import read_checkpoints
     from metadiff.picturefiles import read_pictures
     from metadiff.store import read_rows
-    from metadiff.tasks import SENTENCES, read_tasks
     from metadiff.textmodels import undump_text
-    from metadiff.vectors import read_vectors
-    from stages.described import asked_of
+    from stages.described import what_is_asked
 
     made = undump_text(read_checkpoints(cell / "data/generator"))
     if made is None:
@@ -73,14 +71,14 @@ def described_seconds(cell: Path) -> dict[str, float]:
     torch.set_num_threads(params.shared.threads)
     chosen = json.loads((cell / "data/results/metrics.json").read_bytes())["chosen_by_text"]
     data, section = read_rows(path), params.evaluate
-    tasks, vectors = read_tasks(prepared, data), read_vectors(prepared / SENTENCES)
-    inputs_NI = made.inputs.of(read_pictures(path, prepared / "images.h5", pixels=False).features)
-    of, asked = asked_of("test", tasks, vectors, section, data, inputs_NI, made.sentences)
+    features_ND = read_pictures(path, prepared / "images.h5", pixels=False).features
+    cells, told = what_is_asked(made, section, prepared, data, features_ND)
+    tasks, asked = cells["test"]
     seconds = {}
-    for name, candidates in described_classifiers(made, Told.of(tasks, vectors, made.sentences), section):
+    for name, candidates in described_classifiers(made, told, section):
         answers_of = torch.no_grad()(candidates[chosen[name]])
         answers_of(asked["seen"])  # to warm up
         start = time.perf_counter()
         answers_of(asked["seen"])
-        seconds[name] = (time.perf_counter() - start) * 1000 / len(of)
+        seconds[name] = (time.perf_counter() - start) * 1000 / len(tasks)
     return seconds

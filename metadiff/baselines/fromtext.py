@@ -6,12 +6,13 @@ Shapes: B tasks, Z numbers of a latent, P weights, D numbers of a sentence's vec
 from __future__ import annotations
 
 from torch import Generator, Tensor, nn
-from torch.nn.functional import cross_entropy, silu
+from torch.nn.functional import silu
 
-from metadiff.described import QuestionBatch
+from metadiff.described import QuestionBatch, answer_loss
 from metadiff.diffusion import Noise
-from metadiff.hypernet import Decoder, HNet, LatentScale, Reader, task_loss
+from metadiff.hypernet import Decoder, HNet, Reader, task_loss
 from metadiff.learner import Perceptron
+from metadiff.standard import Standard
 
 
 class EndToEndNet(nn.Module):
@@ -67,7 +68,7 @@ class Joint:
     def loss(self, batch: QuestionBatch, generator: Generator) -> Tensor:
         batch = batch.with_noise(self.text_noise, generator)
         scores_BNW = self._net(batch.sentence_BD, batch.inputs_BNE, generator)
-        return cross_entropy(scores_BNW.flatten(0, 1), batch.target_N.repeat(len(scores_BNW)))
+        return answer_loss(scores_BNW, batch.target_N).mean()
 
     def scores(self, sentence_BD: Tensor, inputs_BNE: Tensor) -> Tensor:
         found: Tensor = self._net(sentence_BD, inputs_BNE)
@@ -79,7 +80,7 @@ class LatentRegression:
 
     def __init__(self, hnet: HNet, net: Reader, *, text_noise: float) -> None:
         self.hnet, self.text_noise, self._net = hnet, text_noise, net
-        self.scale = LatentScale.of(hnet.latent_CZ.detach())
+        self.scale = Standard.of(hnet.latent_CZ.detach())
 
     @property
     def net(self) -> Reader:

@@ -23,8 +23,9 @@ from metadiff.denoiser import FREQUENCIES, time_features
 from metadiff.described import QuestionBatch
 from metadiff.diffusion import Noise, Schedule
 from metadiff.errors import NumericError
-from metadiff.hypernet import Decoder, HNet, HNetNet, Latents, LatentScale, Reader, begin, drop
+from metadiff.hypernet import Decoder, HNet, HNetNet, Latents, Reader, begin, drop
 from metadiff.learner import Perceptron, build_learner
+from metadiff.standard import Standard
 
 if TYPE_CHECKING:
     from metadiff.params import HyperLDM as Section
@@ -66,7 +67,7 @@ class HyperLDM:
 
     def __init__(self, hnet: HNet, net: LatentDenoiser, schedule: Schedule, how: Mapping[str, Any]) -> None:
         self.hnet, self.schedule, self.how, self._net = hnet, schedule, how, net
-        self.scale = LatentScale.of(hnet.latent_CZ.detach())
+        self.scale = Standard.of(hnet.latent_CZ.detach())
 
     @property
     def net(self) -> LatentDenoiser:
@@ -86,7 +87,7 @@ class HyperLDM:
 
     def latents(self, sentence_BD: Tensor, noise: Noise, *, gamma: float = 1.0) -> Tensor:
         """A draw a sentence; NumericError if the sampler exploded, as the published one does."""
-        start_BZ = noise(sentence_BD.new_empty(len(sentence_BD), len(self.scale.mean_Z)))
+        start_BZ = noise(sentence_BD.new_empty(len(sentence_BD), len(self.scale.mean_D)))
         told_B, untold_B = (torch.full((len(sentence_BD),), told, device=sentence_BD.device) for told in (True, False))
 
         def denoise(w_BZ: Tensor, t: int) -> Tensor:
@@ -150,7 +151,7 @@ class HyperCLIP:
         self.hnet, self.how, self._net = hnet, how, net
         with torch.no_grad():
             latent_CZ = hnet.latent_CZ
-            self.scale, self.of_weights = LatentScale.of(latent_CZ), LatentScale.of(hnet.decode(latent_CZ))
+            self.scale, self.of_weights = Standard.of(latent_CZ), Standard.of(hnet.decode(latent_CZ))
 
     @property
     def net(self) -> WeightEncoder:
@@ -160,7 +161,7 @@ class HyperCLIP:
         batch = batch.with_noise(self.how["text_noise"], generator)
         latent_BZ = self.hnet.latent_CZ.detach()[batch.concept_B]
         noise_BZ = torch.randn(latent_BZ.shape, generator=generator).to(latent_BZ.device)
-        latent_BZ = latent_BZ + self.how["latent_noise"] * noise_BZ * self.scale.deviation_Z
+        latent_BZ = latent_BZ + self.how["latent_noise"] * noise_BZ * self.scale.deviation_D
         found_BD, told_BD = normalize(self._seen(self.hnet.decode(latent_BZ)), dim=-1), normalize(batch.sentence_BD, dim=-1)
         logits_BB = SCALE * self._net.log_scale.exp() * found_BD @ told_BD.T
         same_BB = batch.concept_B[:, None] == batch.concept_B  # what a concept's other sentences say is no mistake
@@ -170,7 +171,7 @@ class HyperCLIP:
 
     def latents(self, sentence_BD: Tensor, noise: Noise, *, pull: float = 0.1) -> Tensor:
         """By Adam from the mean of latents, each sentence its own."""
-        offset_BZ = torch.zeros(len(sentence_BD), len(self.scale.mean_Z), device=sentence_BD.device, requires_grad=True)
+        offset_BZ = torch.zeros(len(sentence_BD), len(self.scale.mean_D), device=sentence_BD.device, requires_grad=True)
         optimizer = torch.optim.Adam([offset_BZ], lr=self.how["guide_lr"])
         for _ in range(self.how["guide_steps"]):
             with torch.enable_grad():

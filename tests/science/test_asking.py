@@ -122,7 +122,7 @@ def told_by_shuffling(count: int, seed: int) -> list[int]:
     some = Asked(torch.arange(float(count))[:, None], torch.zeros(count, 2, 1, 1), torch.zeros(count, 1, 1))
     seen: list[Asked] = []
 
-    def draw_of(*, draw: int, asked: Asked) -> Tensor:
+    def draw_of(asked: Asked) -> Tensor:
         seen.append(asked)
         return asked.sentence_ED
 
@@ -270,7 +270,7 @@ def test_without_anything_a_task_gets_the_mean_latent(made: TextGenerators, told
 
 def test_draws_are_functions_of_the_seed_and_their_number() -> None:
     like = torch.empty(4, 3)
-    first, again, next_one, other = (asking._noise(seed, draw)(like) for seed, draw in ((0, 1), (0, 1), (0, 2), (1, 1)))
+    first, again, next_one, other = (asking.draw_noise(seed, draw)(like) for seed, draw in ((0, 1), (0, 1), (0, 2), (1, 1)))
     assert (first == again).all()
     assert (first != next_one).any()
     assert (first != other).any()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metadiff.concepts import DescribedTask
-from metadiff.described import DescribedImages, SentenceScale, answers, concepts_of, questions_of, sentences_of, trained_texts
+from metadiff.described import DescribedImages, answers, concepts_of, questions_of, sentence_scale, sentences_of, trained_texts
 from metadiff.errors import DataError
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
@@ -126,7 +126,7 @@ def test_sentences_are_scaled_by_those_of_training_without_their_last_template()
     told = ["a", "b", "is it a?", "is it b?", "is it some c?", "some c"]
     told_ND = some.vectors_ND[[some.names.index(text) for text in told]].astype(np.float64)
     mean_D, deviation_D = told_ND.mean(0), np.maximum(told_ND.std(0), 1e-3)
-    scale = SentenceScale.of(TASKS, some)
+    scale = sentence_scale(TASKS, some)
     np.testing.assert_allclose(scale.mean_D, mean_D, rtol=1e-6)
     np.testing.assert_allclose(scale.deviation_D, deviation_D, rtol=1e-5)
     sentence_TCD = sentences_of(TASKS, some, scale)
@@ -143,7 +143,7 @@ def test_other_sentences_change_no_scale() -> None:
     changed = {text for task in TASKS for text in (task.texts if task.split != "train" else task.texts[-1:])}
     vectors_ND = some.vectors_ND.copy()
     vectors_ND[[some.row_of[text] for text in changed]] += 100
-    before, after = (SentenceScale.of(TASKS, found) for found in (some, replace(some, vectors_ND=vectors_ND)))
+    before, after = (sentence_scale(TASKS, found) for found in (some, replace(some, vectors_ND=vectors_ND)))
     assert (before.mean_D == after.mean_D).all()
     assert (before.deviation_D == after.deviation_D).all()
 
@@ -152,14 +152,14 @@ def test_one_template_is_trained_with_and_none_is_refused() -> None:
     assert trained_texts(replace(TASKS[0], texts=("alone",))) == ("alone",)
     assert trained_texts(TASKS[0]) == ("a", "is it a?")
     with pytest.raises(DataError, match=r"^tasks\.json: no task of the split train has a sentence$"):
-        SentenceScale.of(TASKS[4:], vectors())
+        sentence_scale(TASKS[4:], vectors())
 
 
 @pytest.mark.parametrize("ambiguous", [True, False])
 def test_a_batch_has_the_sentence_the_concept_and_the_images_of_its_tasks(ambiguous: bool) -> None:
     rows, some, trained = data(), vectors(), TASKS[:4]
     inputs_NE = torch.arange(2.0 * len(rows.label)).view(-1, 2)  # an image's number can be told from what is seen of it
-    sentence_TCD = sentences_of(trained, some, SentenceScale.of(TASKS, some))
+    sentence_TCD = sentences_of(trained, some, sentence_scale(TASKS, some))
     questions = questions_of(trained, sentence_TCD, rows, inputs_NE, splits=("train", "val"))
     batch = questions.draw(stream(), tasks=300, images=3, ambiguous=ambiguous)
     assert {*batch.task_B.tolist()} == ({0, 1, 2, 3} if ambiguous else {0, 1})
@@ -176,7 +176,7 @@ def test_a_batch_has_the_sentence_the_concept_and_the_images_of_its_tasks(ambigu
 
 def test_noise_is_on_sentences_alone_and_of_the_given_deviation() -> None:
     rows, some = data(), vectors()
-    told = sentences_of(TASKS[:4], some, SentenceScale.of(TASKS, some))
+    told = sentences_of(TASKS[:4], some, sentence_scale(TASKS, some))
     questions = questions_of(TASKS[:4], told, rows, torch.zeros(len(rows.label), 2), splits=("train",))
     batch = questions.draw(stream(), tasks=2000, images=0, ambiguous=True)
     assert batch.inputs_BNE.shape == (2000, 0, 2)

@@ -360,9 +360,8 @@ def test_a_stopped_run_of_sentences_goes_on_to_the_same_bytes(asked: Path, monke
     assert verify(Path("data/trajectories")) == stopped
 
 
-@pytest.mark.slow  # processes import torch
-@pytest.mark.parametrize("executor", ["processes:2", "dask"])
-def test_workers_give_the_same_paths_of_sentences(asked: Path, monkeypatch: pytest.MonkeyPatch, executor: str) -> None:
+def collect_twice(monkeypatch: pytest.MonkeyPatch, executor: str) -> None:
+    """Here and by an executor: the same bytes."""
     assert _guarded(STAGE) is Exit.OK
     serial = verify(Path("data/trajectories"))
     shutil.rmtree("data/.work")
@@ -370,6 +369,12 @@ def test_workers_give_the_same_paths_of_sentences(asked: Path, monkeypatch: pyte
     assert _guarded(STAGE) is Exit.OK
     assert sorted(units()) == ["block-00000", "block-00001", "block-00002"]
     assert verify(Path("data/trajectories")) == serial
+
+
+@pytest.mark.slow  # processes import torch
+@pytest.mark.parametrize("executor", ["processes:2", "dask"])
+def test_workers_give_the_same_paths_of_sentences(asked: Path, monkeypatch: pytest.MonkeyPatch, executor: str) -> None:
+    collect_twice(monkeypatch, executor)
 
 
 @pytest.mark.parametrize("fault", ["a wrong image", "a test image", "an image twice", "a val task"])

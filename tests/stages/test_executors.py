@@ -22,7 +22,7 @@ from stages.executors import VARIABLE, computed
 from stages.fingerprint import prepare_torch
 from stages.imports import ROOT
 from stages.runner import Exit, _guarded
-from tests.stages.test_collect import checkout, set_collect, units  # noqa: F401 - checkout is a fixture
+from tests.stages.test_collect import checkout, collect_twice, set_collect, units  # noqa: F401 - checkout is a fixture
 
 MACHINE = Shared(seed=0, threads=1, device="cpu", deterministic=True)
 # Slow, since torch starts anew in each worker.
@@ -165,13 +165,7 @@ def test_the_stage_gives_the_same_bytes_by_whichever_executor(
     monkeypatch: pytest.MonkeyPatch,
     executor: str,
 ) -> None:
-    assert _guarded(STAGE) is Exit.OK
-    serial = verify(Path("data/trajectories"))
-    shutil.rmtree("data/.work")
-    monkeypatch.setenv(VARIABLE, executor)
-    assert _guarded(STAGE) is Exit.OK
-    assert sorted(units()) == ["block-00000", "block-00001", "block-00002"]
-    assert verify(Path("data/trajectories")) == serial
+    collect_twice(monkeypatch, executor)
 
 
 def started(executor: str, *, tasks: int = 512, steps: int = 600) -> subprocess.Popen[str]:

@@ -1,9 +1,7 @@
 """Weights from sentences through the stages, on generated features: every model of `hyperldm.models`, and its judgement."""
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from metadiff.artifact import seal, verify
 from metadiff.asking import Asked
 from metadiff.checkpoint import load_checkpoint
 from metadiff.concepts import DescribedTask
-from metadiff.metatraining import MetaTraining
 from metadiff.methods.hyperldm import TEXT_MODELS
 from metadiff.vectors import write_vectors
 from stages import collect, described, evaluate, metatrain
@@ -26,6 +23,7 @@ from stages.executors import VARIABLE
 from stages.imports import ROOT
 from stages.runner import Exit, _guarded
 from tests.stages.test_collect import generated_features, others, told
+from tests.stages.test_weights import train_stopped_once
 
 TINY: dict[str, dict[str, Any]] = {
     "shared": {"threads": 1},
@@ -192,19 +190,7 @@ def test_a_stopped_training_ends_in_the_same_bytes(checkout: Path, monkeypatch: 
     whole = files(checkout / "data/generator")
     for folder in ("data/generator", "data/.work/metatrain"):
         shutil.rmtree(checkout / folder)
-    counted, run = [0], MetaTraining.run
-
-    def until_stopped(training: MetaTraining[Any, Any]) -> dict[str, float]:
-        counted[0] += 1
-        if counted[0] == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-        return run(training)
-
-    monkeypatch.setattr(MetaTraining, "run", until_stopped)
-    assert _guarded(metatrain.STAGE) is Exit.INTERRUPTED
-    assert counted == [stop]
-    assert _guarded(metatrain.STAGE) is Exit.OK
-    assert counted == [2 * len(TEXT_MODELS)]
+    train_stopped_once(monkeypatch, stop, units=2 * len(TEXT_MODELS))
     assert files(checkout / "data/generator") == whole
 
 
