@@ -65,7 +65,8 @@ def ask(images: Path, classifier: Classifier, advance: Callable[[int], None] = l
 
 def about(lineage: Mapping[str, Any]) -> str:
     """The run in a line: what was sampled how, how good the run was on validation sentences, and the commit."""
-    found = [f"{value:.1f} % {WORDINGS[text]}" for text, value in lineage["validation"].items()]
+    validation = lineage["validation"]
+    found = [f"{value:.1f} % {WORDINGS[text]}" if len(validation) > 1 else f"{value:.1f} %" for text, value in validation.items()]
     good = f"; on validation sentences {', '.join(found)}" if found else ""
     return f"{of_run(lineage)}; {lineage['chosen']['candidate']}{good}"
 

@@ -21,8 +21,9 @@ from metadiff.concepts import DescribedTask
 from metadiff.described import AMBIGUOUS, answer_loss, answers, concepts_of, trained_texts
 from metadiff.diffusion import Noise, gaussian_noise
 from metadiff.evaluation import TYPICAL, correct_counts, log_probabilities
-from metadiff.hypernet import HNet
+from metadiff.hypernet import HNet, LatentSource
 from metadiff.methods.hyperldm import HyperCLIP, HyperLDM
+from metadiff.methods.latents import HVAE, MAML
 from metadiff.rng import torch_stream
 from metadiff.standard import Standard
 from metadiff.textmodels import TextGenerators
@@ -80,6 +81,8 @@ LatentsOf = Callable[[Asked], Tensor]  # (E, Z)
 def described_classifiers(made: TextGenerators, told: Told, section: Evaluate) -> Iterator[tuple[str, dict[str, AnswersOf]]]:
     """By the name in metrics.json, and by what sets candidates apart."""
     for model, method in made.methods.items():
+        if isinstance(method, MAML | HVAE):
+            continue  # they read no sentences
         if isinstance(method, Joint):
             yield model, {"": partial(_joint_answers, method)}
         elif isinstance(method, EndToEnd | HNet | LatentRegression):
@@ -88,12 +91,12 @@ def described_classifiers(made: TextGenerators, told: Told, section: Evaluate) -
             yield model, {f"pull {pull:g}": _from_latents(made, partial(_climbed, method, pull)) for pull in section.pulls}
         else:
             yield from _diffused(made, method, section)
-    if "hnet" not in made.methods:
+    if made.latents_of not in made.methods:
         return
-    yield "uncond", {"": _from_latents(made, partial(_mean_latent, made.hnet))}
-    yield "nearest", {"": _from_latents(made, partial(_nearest, made.hnet, told))}
-    yield "ridge", {f"ridge {ridge:g}": _from_latents(made, partial(_ridge, made.hnet, told, ridge)) for ridge in RIDGES}
-    starts: dict[str, LatentsOf] = {"adapt": partial(_mean_latent, made.hnet)}
+    yield "uncond", {"": _from_latents(made, partial(_mean_latent, made.source))}
+    yield "nearest", {"": _from_latents(made, partial(_nearest, made.source, told))}
+    yield "ridge", {f"ridge {ridge:g}": _from_latents(made, partial(_ridge, made.source, told, ridge)) for ridge in RIDGES}
+    starts: dict[str, LatentsOf] = {"adapt": partial(_mean_latent, made.source)}
     diffusion = made.methods.get("hyperldm")
     if isinstance(diffusion, HyperLDM):
         starts["text-adapt"] = partial(_drawn, diffusion, section.seed, section.gammas[0], 0)
@@ -105,6 +108,15 @@ def described_classifiers(made: TextGenerators, told: Told, section: Evaluate) -
                 for lr, steps in product(section.adapt_lrs, section.adapt_steps)
             },
         )
+
+
+def spreads(made: TextGenerators, section: Evaluate, asked: Asked) -> dict[str, float]:
+    """By guidance the deviation of all numbers of latents that were drawn, where those of training have 1."""
+    method = made.methods.get("hyperldm")
+    if not isinstance(method, HyperLDM):
+        return {}
+    drawn = {f"hyperldm-g{gamma:g}": _drawn(method, section.seed, gamma, 0, asked) for gamma in section.gammas}
+    return {name: float(method.scale.standardise(latent_EZ).std()) for name, latent_EZ in drawn.items()}
 
 
 def _diffused(made: TextGenerators, method: HyperLDM, section: Evaluate) -> Iterator[tuple[str, dict[str, AnswersOf]]]:
@@ -127,11 +139,11 @@ def _answers(made: TextGenerators, weights_of: Callable[[Asked], Tensor], asked:
 
 
 def _from_latents(made: TextGenerators, latents_of: LatentsOf) -> AnswersOf:
-    return partial(_answers, made, partial(_decoded, made.hnet, latents_of))
+    return partial(_answers, made, partial(_decoded, made.source, latents_of))
 
 
-def _decoded(hnet: HNet, latents_of: LatentsOf, asked: Asked) -> Tensor:
-    return hnet.decode(latents_of(asked))
+def _decoded(source: LatentSource, latents_of: LatentsOf, asked: Asked) -> Tensor:
+    return source.decode(latents_of(asked))
 
 
 def _weights(method: EndToEnd | HNet | LatentRegression, asked: Asked) -> Tensor:
@@ -169,24 +181,24 @@ def _mean_answers(made: TextGenerators, draws: Sequence[LatentsOf], asked: Asked
 
 def _best_answers(made: TextGenerators, draws: Sequence[LatentsOf], asked: Asked) -> Tensor:
     """Of several draws the one that two labelled images fit best."""
-    few, theta_GEP = asked.shown(FEW), [made.hnet.decode(latents_of(asked)) for latents_of in draws]
+    few, theta_GEP = asked.shown(FEW), [made.source.decode(latents_of(asked)) for latents_of in draws]
     loss_GE = torch.stack([_loss(made, theta_EP, few) for theta_EP in theta_GEP])
     best_EP = torch.stack(theta_GEP)[loss_GE.argmin(0), torch.arange(len(few.sentence_ED), device=loss_GE.device)]
     return _answers(made, lambda _: best_EP, asked)
 
 
-def _mean_latent(hnet: HNet, asked: Asked) -> Tensor:
-    return hnet.latent_CZ.mean(0).expand(len(asked.sentence_ED), -1)
+def _mean_latent(source: LatentSource, asked: Asked) -> Tensor:
+    return source.latent_CZ.mean(0).expand(len(asked.sentence_ED), -1)
 
 
-def _nearest(hnet: HNet, told: Told, asked: Asked) -> Tensor:
+def _nearest(source: LatentSource, told: Told, asked: Asked) -> Tensor:
     likeness_EN = normalize(asked.sentence_ED, dim=-1) @ normalize(told.sentence_ND, dim=-1).T
-    return hnet.latent_CZ[told.concept_N[likeness_EN.argmax(1)]]
+    return source.latent_CZ[told.concept_N[likeness_EN.argmax(1)]]
 
 
-def _ridge(hnet: HNet, told: Told, ridge: float, asked: Asked) -> Tensor:
+def _ridge(source: LatentSource, told: Told, ridge: float, asked: Asked) -> Tensor:
     """Of latents about their mean, from standardised sentences; in float64."""
-    x_ND, latent_NZ = told.sentence_ND.double(), hnet.latent_CZ[told.concept_N].double()
+    x_ND, latent_NZ = told.sentence_ND.double(), source.latent_CZ[told.concept_N].double()
     mean_Z = latent_NZ.mean(0)
     weight_DZ = torch.linalg.solve(x_ND.T @ x_ND + ridge * torch.eye(x_ND.shape[1]).to(x_ND), x_ND.T @ (latent_NZ - mean_Z))
     found_EZ: Tensor = (asked.sentence_ED.double() @ weight_DZ + mean_Z).float()
@@ -204,7 +216,7 @@ def _adapted(made: TextGenerators, start_of: LatentsOf, count: int, lr: float, s
     optimizer = torch.optim.Adam([latent_EZ], lr=lr)
     for _ in range(steps):
         with torch.enable_grad():
-            loss = _loss(made, made.hnet.decode(latent_EZ), few).sum()
+            loss = _loss(made, made.source.decode(latent_EZ), few).sum()
             (latent_EZ.grad,) = torch.autograd.grad(loss, [latent_EZ])
         optimizer.step()
     return latent_EZ.detach()

@@ -22,11 +22,11 @@ from metadiff.diffusion import gaussian_noise
 from metadiff.evaluation import RowsOf
 from metadiff.generator import Generator, Kind, undump
 from metadiff.methods import Sampling
-from metadiff.methods.hyperldm import TEXT_MODELS
 from metadiff.methods.mcdi import WEIGHT_MODELS
 from metadiff.methods.metadiff import MODELS, sampling_of
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
+from metadiff.textbuild import TEXT_MODELS
 from metadiff.weightclassifiers import WeightGenerators, weight_classifiers
 from metadiff.weightgenerator import undump_weights
 

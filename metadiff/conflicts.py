@@ -63,9 +63,15 @@ def conflicts(
 
 def _text_conflicts(hyperldm: HyperLDM, prepare: Prepare | None, collect: Collect | None) -> Iterator[tuple[str, str]]:
     """What weights from sentences need."""
-    for model in ("hyperldm", "hyperclip", "mlp"):
-        if model in hyperldm.models and "hnet" not in hyperldm.models:
-            yield "hyperldm.models", f"{model} is of the latents of hnet; add hnet"
+    of_latents = [model for model in hyperldm.models if model not in ("end-to-end", "joint")]
+    if of_latents and hyperldm.latents_of not in hyperldm.models:
+        others = ", ".join(hyperldm.models)
+        yield "hyperldm.latents_of", f"must be one of hyperldm.models, which are {others}, got {hyperldm.latents_of}"
+    if "maml" in hyperldm.models and hyperldm.images < 2:
+        yield (
+            "hyperldm.images",
+            f"must be at least 2 for maml, which learns from one half and is judged by the other, got {hyperldm.images}",
+        )
     if hyperldm.schedule == "linear" and hyperldm.times < SHORTEST_LINEAR:
         yield "hyperldm.times", f"must be at least {SHORTEST_LINEAR} for hyperldm.schedule linear, got {hyperldm.times}"
     if hyperldm.sampling_steps > hyperldm.times:
@@ -80,6 +86,10 @@ def _text_conflicts(hyperldm: HyperLDM, prepare: Prepare | None, collect: Collec
         yield "collect.way", f"must be 2 for hyperldm.models, whose tasks are questions of yes or no, got {collect.way}"
     if collect.dim == 0:
         yield "collect.dim", "must be at least 1 for hyperldm.models, whose learner sees whitened inputs, got 0"
+    if "hvae" in hyperldm.models and collect.tasks_of != "sentences":
+        yield "collect.tasks_of", f"must be sentences for hvae, which learns from their paths, got {collect.tasks_of}"
+    if "hvae" in hyperldm.models and collect.start != "common":
+        yield "collect.start", f"must be common for hvae: weights that began apart are of permuted units, got {collect.start}"
 
 
 def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | None) -> Iterator[tuple[str, str]]:
@@ -191,7 +201,10 @@ def _source_conflicts(prepare: Prepare) -> Iterator[tuple[str, str]]:
             f"must be rgb for prepare.source described-shapes, whose tasks ask for colours, got {prepare.color}",
         )
     if prepare.encoder == "cached" and prepare.source != "described-shapes":
-        yield "prepare.encoder", f"cached needs prepare.source described-shapes, got {prepare.source}; write none or minilm"
+        yield (
+            "prepare.encoder",
+            f"cached needs prepare.source described-shapes, got {prepare.source}; write none or another",
+        )
     if prepare.source == "described-shapes" and prepare.min_images > SHAPES_OF_A_KIND:
         most = f"must be at most {SHAPES_OF_A_KIND} for prepare.source described-shapes"
         yield "prepare.min_images", f"{most}, got {prepare.min_images}"

@@ -107,10 +107,10 @@ class Questions:
     concept_T: Tensor
     images: DescribedImages
     inputs_NE: Tensor  # what the base learner sees of an image
-    plain_P: Tensor  # numbers of the tasks whose sentence has one right answer
+    plain_T: Tensor  # whether a task's sentence has one right answer
 
     def draw(self, generator: Generator, *, tasks: int, images: int, ambiguous: bool) -> QuestionBatch:
-        pool_P = torch.arange(len(self.concept_T)) if ambiguous else self.plain_P
+        pool_P = torch.arange(len(self.concept_T)) if ambiguous else self.plain_T.nonzero()[:, 0]
         which_B = pool_P[torch.randint(len(pool_P), (tasks,), generator=generator)]
         templates = self.sentence_TCD.shape[1]
         template_B = torch.randint(max(1, templates - 1), (tasks,), generator=generator)
@@ -120,6 +120,7 @@ class Questions:
             self.sentence_TCD[which_B, template_B].to(device),
             self.concept_T[which_B].to(device),
             which_B,
+            self.plain_T[which_B].to(device),
             self.inputs_NE[rows_BWS.flatten(1).to(device)],
         )
 
@@ -129,6 +130,7 @@ class QuestionBatch:
     sentence_BD: Tensor
     concept_B: Tensor
     task_B: Tensor
+    plain_B: Tensor
     inputs_BNE: Tensor  # those of images that are wrong, then as many that are right
 
     @property
@@ -157,8 +159,8 @@ def questions_of(
 ) -> Questions:
     number = {concept: place for place, concept in enumerate(concepts_of(tasks))}
     concept_T = torch.tensor([number[task.concept] for task in tasks])
-    plain_P = torch.tensor([place for place, task in enumerate(tasks) if task.kind not in AMBIGUOUS], dtype=torch.long)
-    return Questions(sentence_TCD, concept_T, DescribedImages.of(tasks, data, splits=splits), inputs_NE, plain_P)
+    plain_T = torch.tensor([task.kind not in AMBIGUOUS for task in tasks])
+    return Questions(sentence_TCD, concept_T, DescribedImages.of(tasks, data, splits=splits), inputs_NE, plain_T)
 
 
 def concepts_of(tasks: Sequence[DescribedTask]) -> list[str]:

@@ -1,13 +1,14 @@
 """What weights from sentences are made of: a decoder of latents, a reader of sentences, and `hnet`, which learns both.
 
-A latent is a short vector that stands for a task. Shapes: B tasks, Z numbers of a latent, P weights, D numbers of a sentence's
-vector, C concepts (what sentences may ask for). A generator given to `forward` is what dropout draws from; without one
-nothing is dropped.
+A latent is a short vector that stands for a task; other sources of latents are in metadiff/methods/latents.py. Shapes: B tasks,
+Z numbers of a latent, P weights, D numbers of a sentence's vector, C concepts (what sentences may ask for). A generator given to
+`forward` is what dropout draws from; without one nothing is dropped.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,7 +21,36 @@ from metadiff.learner import Perceptron
 from metadiff.rng import torch_stream
 
 SHORT = 1e-3  # how much long latents cost: none would be too long for the decoder
+TOLD = 0.5  # share of latents to learn from that are what a sentence tells
 STEP = 5.0  # of a free latent against that of a weight of a network, at the same rate
+
+
+class LatentSource(ABC):
+    """A model that has a latent for every concept of training, and decodes any latent to weights."""
+
+    learner: Perceptron
+
+    @property
+    @abstractmethod
+    def net(self) -> nn.Module: ...
+
+    @property
+    @abstractmethod
+    def latent_CZ(self) -> Tensor:
+        """Of all concepts of training."""
+
+    @abstractmethod
+    def decode(self, latent: Tensor) -> Tensor:
+        """(B, Z) to weights (B, P)."""
+
+    @torch.no_grad()
+    def drawn(self, batch: QuestionBatch, generator: Generator) -> Tensor:
+        """(B, Z), for others to learn from."""
+        return self.latent_CZ[batch.concept_B]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
 
 
 class Decoder(nn.Module):
@@ -90,8 +120,9 @@ def begin(net: nn.Module, *, seed: int) -> None:
     """Every weight from a stream of its own; what is no weight of a layer begins at zero, unless it says otherwise."""
     initialise(net, seed=seed)
     for module in net.modules():
-        if isinstance(module, Decoder | Latents):
-            module.begin(seed)
+        own = getattr(module, "begin", None)
+        if own is not None:
+            own(seed)
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
         elif not isinstance(module, nn.Linear):
@@ -111,7 +142,7 @@ class HNetNet(nn.Module):
         self.decoder, self.latents, self.reader = decoder, latents, reader
 
 
-class HNet:
+class HNet(LatentSource):
     """An auto-decoder: every concept's free latent decodes to weights that answer it, and so does what its sentences tell of it.
 
     The two are drawn to each other, so that latents are such as sentences can tell; without that (`match` 0 and no reader) it is
@@ -145,15 +176,16 @@ class HNet:
         theta: Tensor = self._net.decoder(latent)
         return theta
 
-    @property
-    def latent_CZ(self) -> Tensor:
-        """The free latents of all concepts."""
-        found: Tensor = self._net.latents(torch.arange(len(self._net.latents.table_CZ), device=self.device))
-        return found
+    @torch.no_grad()
+    def drawn(self, batch: QuestionBatch, generator: Generator) -> Tensor:
+        """Free ones and, where a sentence has one right answer, as often what it tells: its noise makes ever other ones."""
+        told_B = (torch.rand(len(batch.concept_B), generator=generator) < TOLD).to(batch.plain_B.device) & batch.plain_B
+        return torch.where(told_B[:, None], self.latent_of(batch.sentence_BD), super().drawn(batch, generator))
 
     @property
-    def device(self) -> torch.device:
-        return self._net.latents.table_CZ.device
+    def latent_CZ(self) -> Tensor:
+        found: Tensor = self._net.latents(torch.arange(len(self._net.latents.table_CZ), device=self.device))
+        return found
 
     def weights(self, sentence_BD: Tensor, noise: Noise) -> Tensor:
         return self.decode(self.latent_of(sentence_BD))

@@ -46,7 +46,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Shot = Annotated[int, Field(ge=1, le=100)]
 Shots = Annotated[tuple[Shot, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
 Model = Literal["task", "gradient", "regression"]
-TextModel = Literal["hnet", "hyperldm", "hyperclip", "mlp", "end-to-end", "joint"]
+TextSource = Literal["hnet", "maml", "hvae"]
+TextModel = Literal["hnet", "maml", "hvae", "hyperldm", "hyperclip", "mlp", "end-to-end", "joint"]
 WeightModel = Literal["local", "vanilla", "naive", "ocd", "weights-regression", "reptile"]
 Sampler = Literal["ddim", "dpm-solver", "ancestral", "mean-step"]
 SamplingSteps = Annotated[int, Field(ge=1, le=100_000)]
@@ -139,6 +140,7 @@ class Collect(Section):
     steps: Annotated[int, Field(ge=1, le=1_000_000)]
     keep: Annotated[int, Field(ge=2, le=10_000)]
     init_std: Annotated[float, Field(gt=0, le=100)]
+    start: Literal["own", "common"]
 
 
 class Metatrain(Section):
@@ -202,7 +204,8 @@ class McDi(Section):
 
 
 class HyperLDM(Section):
-    models: Annotated[tuple[TextModel, ...], Field(min_length=0, max_length=6), AfterValidator(_distinct)]
+    models: Annotated[tuple[TextModel, ...], Field(min_length=0, max_length=8), AfterValidator(_distinct)]
+    latents_of: TextSource
     latent: Annotated[int, Field(ge=1, le=65_536)]
     hidden: Annotated[int, Field(ge=1, le=65_536)]
     text_hidden: Annotated[int, Field(ge=1, le=65_536)]
@@ -210,6 +213,9 @@ class HyperLDM(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     match: Annotated[float, Field(ge=0, le=1e6)]
     latent_noise: Annotated[float, Field(ge=0, le=100)]
+    inner_steps: Annotated[int, Field(ge=1, le=1000)]
+    inner_lr: LearningRate
+    kl: Annotated[float, Field(ge=0, le=1e6)]
     batch: Annotated[int, Field(ge=1, le=65_536)]
     images: Annotated[int, Field(ge=1, le=10_000)]
     latent_batch: Annotated[int, Field(ge=1, le=65_536)]

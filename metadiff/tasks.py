@@ -1,10 +1,10 @@
-"""The tasks of prepared data: what sentences ask, or that an image is of a class, where classes have descriptions."""
+"""The tasks of prepared data: what sentences ask, or that an image is of what a description says, where classes have such."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def write_tasks(path: Path, tasks: Iterable[DescribedTask]) -> None:
 
 
 def read_tasks(folder: Path, data: Rows) -> tuple[DescribedTask, ...]:
-    """Those of tasks.json; where there is none, a task for each class that is described, against the others of its split."""
+    """Those of tasks.json; where there is none, a task for each description, of its classes against the others of their split."""
     path = folder / "tasks.json"
     return _described(path, data) if path.is_file() else _of_classes(folder / "classes.csv", data)
 
@@ -59,20 +59,18 @@ def _of_classes(path: Path, data: Rows) -> tuple[DescribedTask, ...]:
         raise _broken(path, "names other classes than images.h5")
     if not {split for _, split, _ in rows} <= set(SPLITS):
         raise _broken(path, "has a class of no split")
-    return tuple(
-        DescribedTask(
-            name=name,
-            concept=name,
-            kind="class",
-            split=split,
-            texts=(description,),
-            yes=(number,),
-            near=(),
-            no=tuple(other for other, row in enumerate(rows) if row[1] == split and other != number),
-        )
-        for number, (name, split, description) in enumerate(rows)
-        if description
-    )
+    alike: dict[tuple[str, str], list[int]] = {}
+    for number, (_, split, description) in enumerate(rows):
+        if description:
+            alike.setdefault((split, description), []).append(number)
+    return tuple(_of_description(text, split, yes, rows) for (split, text), yes in alike.items())
+
+
+def _of_description(text: str, split: str, yes: Sequence[int], rows: Sequence[tuple[str, str, str]]) -> DescribedTask:
+    """Classes that are described alike are right together."""
+    name = ", ".join(rows[number][0] for number in yes)
+    no = tuple(number for number, row in enumerate(rows) if row[1] == split and number not in yes)
+    return DescribedTask(name, name, "class", split, (text,), tuple(yes), (), no)
 
 
 def _broken(path: Path, why: str) -> CorruptArtifactError:

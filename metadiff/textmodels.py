@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metadiff.baselines.fromtext import Joint
 from metadiff.concepts import DescribedTask
+from metadiff.courses import Course, PathEnds, hvae_course, maml_course
 from metadiff.described import (
     AMBIGUOUS,
     DescribedImages,
@@ -29,15 +30,15 @@ from metadiff.described import (
 from metadiff.diffusion import gaussian_noise
 from metadiff.errors import ParamsError
 from metadiff.generator import trained_weights
-from metadiff.hypernet import HNet
+from metadiff.hypernet import LatentSource
 from metadiff.inputs import Inputs
 from metadiff.learner import Perceptron, build_learner
 from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, Weights, backward, pace_of
-from metadiff.methods.hyperldm import OF_LATENTS, TEXT_MODELS, TextMethod, build_text, text_facts
 from metadiff.questions import LEARNT_FROM
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
 from metadiff.standard import Standard
+from metadiff.textbuild import OF_LATENTS, TEXT_MODELS, Taught, TextMethod, build_text, text_facts
 from metadiff.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -58,29 +59,42 @@ class TextModels:
     inputs: Inputs
     seen_NE: Tensor
     seed: int
+    ends: PathEnds | None = None  # of the recorded paths, for `hvae`
 
     @property
     def pace(self) -> Pace:
         return replace(pace_of(self.section), rate="hyperldm.lr")
 
-    def subject(self, model: str, hnet: HNet | None = None) -> Subject:
-        """``hnet`` is the trained one, of whose latents others are."""
-        section, scale = self.section, self.scale
-        concepts = concepts_of(self.trained)
-        facts = text_facts(section, model, learner=self.learner, sentence=len(scale.mean_D), concepts=concepts, seed=self.seed)
-        facts |= {"encoder": dict(self.vectors.about)}
-        method = build_text(facts, hnet=hnet, device=str(self.seen_NE.device))
-        ambiguous = model in ("hyperldm", "mlp")
-        draw = partial(self.questions.draw, tasks=section.batch, images=section.images, ambiguous=ambiguous)
-        if model in OF_LATENTS:
-            draw = partial(self.questions.draw, tasks=section.latent_batch, images=0, ambiguous=ambiguous)
-        lesson: Lesson[Any, Any] = Lesson(draw, backward, self.score())
-        training = MetaTraining(self.pace, method, lesson, seed=self.seed)
-        return Subject(training, facts, self.dump)
+    def subject(self, model: str, source: LatentSource | None = None) -> Subject:
+        """``source`` is the trained one, of whose latents others are."""
+        facts, course = self.facts(model), self.course(model)
+        build = partial(build_text, facts, source=source, known=course.before, device=str(self.seen_NE.device))
+        lesson: Lesson[Any, Any] = Lesson(course.draw, backward, course.score)
+        training = MetaTraining(self.pace, build(), lesson, seed=self.seed)
+        return Subject(training, facts, partial(self.dump, course, build))
 
-    def dump(self, best: Mapping[str, Weights]) -> Weights:
-        """Of the average alone; with the scales that are needed to use a model by itself."""
+    def facts(self, model: str) -> dict[str, Any]:
+        sentence, concepts = len(self.scale.mean_D), concepts_of(self.trained)
+        facts = text_facts(self.section, model, learner=self.learner, sentence=sentence, concepts=concepts, seed=self.seed)
+        return facts | {"encoder": dict(self.vectors.about)}
+
+    def course(self, model: str) -> Course:
+        if model == "maml":
+            return maml_course(self.section, self.questions, self.tasks, self.data, seed=self.seed)
+        if model == "hvae":
+            assert self.ends is not None, "whoever asks for it reads the paths"
+            return hvae_course(self.section, self.questions, self.tasks, self.ends)
+        of_latents = model in OF_LATENTS
+        tasks, images = (self.section.latent_batch, 0) if of_latents else (self.section.batch, self.section.images)
+        ambiguous = model in ("hyperldm", "mlp")
+        return Course(partial(self.questions.draw, tasks=tasks, images=images, ambiguous=ambiguous), self.score())
+
+    def dump(self, course: Course, build: Callable[[], Taught], best: Mapping[str, Weights]) -> Weights:
+        """Of the average alone; with the scales and latents that are needed to use a model by itself."""
         tensors = {f"average/{name}": value for name, value in best["average"].items()}
+        method = build()
+        method.net.load_state_dict(best["average"])
+        tensors |= {**course.before, **course.after(method)}
         tensors |= {f"sentences/{name}": value for name, value in vars(self.scale).items()}
         return tensors | {f"inputs/{name}": value for name, value in vars(self.inputs).items() if value is not None}
 
@@ -125,26 +139,36 @@ def scores_of(method: TextMethod, learner: Perceptron, sentence_TD: Tensor, inpu
 class TextGenerators:
     """The trained models by name, with how sentences and images are seen by all of them."""
 
-    methods: Mapping[str, TextMethod]
+    methods: Mapping[str, Taught]
     sentences: Standard
     inputs: Inputs
     learner: Perceptron
     facts: Mapping[str, Any]  # of the first, such as its concepts and the encoder of its sentences
 
     @property
-    def hnet(self) -> HNet:
-        """ValueError if it was not trained."""
-        found = self.methods.get("hnet")
-        if not isinstance(found, HNet):
-            raise ParamsError("hyperldm.models: hnet was not trained; add it and run: dvc repro")
+    def latents_of(self) -> str:
+        return latents_of(self.facts)
+
+    @property
+    def source(self) -> LatentSource:
+        """Of whose latents others are; ParamsError if it was not trained."""
+        found = self.methods.get(self.latents_of)
+        if not isinstance(found, LatentSource):
+            raise ParamsError(f"hyperldm.models: {self.latents_of} was not trained; add it and run: dvc repro")
         return found
+
+
+def latents_of(facts: Mapping[str, Any]) -> str:
+    """The name of the source; checkpoints of a time that had no other say nothing of it."""
+    return str(facts.get("latents_of", "hnet"))
 
 
 def undump_text(checkpoints: Checkpoints, *, device: str = "cpu") -> TextGenerators | None:
     """All models from their checkpoints, those of latents after what they are of; None if there are none."""
-    methods: dict[str, TextMethod] = {}
+    methods: dict[str, Taught] = {}
     for model in sorted((model for model in TEXT_MODELS if model in checkpoints), key=OF_LATENTS.__contains__):
-        methods[model] = undump_method(*checkpoints[model], hnet=methods.get("hnet"), device=device)
+        source = methods.get(latents_of(checkpoints[model][1])) if model in OF_LATENTS else None
+        methods[model] = undump_method(*checkpoints[model], source=source, device=device)
     if not methods:
         return None
     tensors, facts = checkpoints[next(iter(methods))]
@@ -158,11 +182,11 @@ def undump_text(checkpoints: Checkpoints, *, device: str = "cpu") -> TextGenerat
 
 
 def undump_method(
-    tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, hnet: TextMethod | None = None, device: str = "cpu"
-) -> TextMethod:
+    tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, source: Taught | None = None, device: str = "cpu"
+) -> Taught:
     """With its average weights, which are trained no more."""
-    assert hnet is None or isinstance(hnet, HNet)
-    method = build_text(facts, hnet=hnet, device=device)
+    assert source is None or isinstance(source, LatentSource)
+    method = build_text(facts, source=source, known=tensors, device=device)
     method.net.load_state_dict(trained_weights(tensors, method.net, "average", f"{facts['model']} of sentences"))
     method.net.requires_grad_(requires_grad=False)
     return method

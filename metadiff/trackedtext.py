@@ -12,6 +12,7 @@ from metadiff.checkpoint import load_checkpoint
 from metadiff.errors import DataError, ParamsError
 from metadiff.evaluation import TYPICAL
 from metadiff.tasks import SENTENCES
+from metadiff.textmodels import latents_of
 from metadiff.tracked import GENERATOR, MADE_BY, Tracked, load_saved, opened, read_backbone, unpack, verified
 from metadiff.vectors import read_vectors
 
@@ -25,9 +26,9 @@ def open_models(run: str | Path) -> Tracked:
 
 
 def of_run(root: Path, told: Mapping[str, Any]) -> Tracked:
-    paths = {model: root / GENERATOR / f"{model}.safetensors" for model in ("hnet", MODEL)}
+    path = root / GENERATOR / f"{MODEL}.safetensors"
     manifests, metrics, stages = verified(root, more=(PREPARED,))
-    if not paths[MODEL].is_file():
+    if not path.is_file():
         raise ParamsError(
             f"hyperldm.models: the run has no {MODEL}, which makes classifiers of sentences; add hnet and {MODEL} and run: dvc "
             f"repro; or ask a run of the study that has them, of: {STUDY}"
@@ -41,7 +42,9 @@ def of_run(root: Path, told: Mapping[str, Any]) -> Tracked:
         "stages": stages,
         **told,
     }
-    checkpoints = {model: load_checkpoint(path) for model, path in paths.items() if path.is_file()}
+    own = load_checkpoint(path)
+    source = latents_of(own[1])
+    checkpoints = {source: load_checkpoint(path.with_name(f"{source}.safetensors")), MODEL: own}
     asks = AskModels(checkpoints, read_vectors(root / PREPARED / SENTENCES))
     return Tracked(lineage, read_backbone(root), {}, None, asks)
 

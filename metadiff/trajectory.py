@@ -72,8 +72,10 @@ def learner_of(section: Collect, dim: int, shape: tuple[int, int, int]) -> BaseL
     return Learner(section.learner, section.way, dim, section.scale)
 
 
-def starts(numbers: range, learner: BaseLearner, *, std: float, seed: int) -> Tensor:
-    """Random weights, a stream a task."""
+def starts(numbers: range, learner: BaseLearner, *, std: float, seed: int, common: bool = False) -> Tensor:
+    """Random weights, a stream a task or, if they have a common start, one for all."""
+    if common:
+        return learner.start(numpy_stream(seed, "collect", "start"), std).repeat(len(numbers), 1)
     return torch.stack([learner.start(numpy_stream(seed, "collect", "start", number), std) for number in numbers])
 
 
@@ -132,7 +134,7 @@ def collect_block(
 ) -> Trajectories:
     """The trajectories of the tasks of these numbers, good and bad, from what is seen of images: it runs on any worker."""
     objective = _objective(section, learner, numbers, drawn, seen_NE=seen_NE, label_N=label_N, seed=seed, device=device)
-    start_TP = starts(numbers, learner, std=section.init_std, seed=seed).to(device)
+    start_TP = starts(numbers, learner, std=section.init_std, seed=seed, common=section.start == "common").to(device)
     rule = Rule(section.optimizer, section.lr, section.momentum, section.sam, section.weight_decay)
     path = follow(objective, start_TP, rule=rule, kept=kept_steps(section.steps, section.keep))
     weights_TKP, loss_TK, accuracy_TK = (part.cpu().numpy() for part in path)

@@ -7,7 +7,7 @@ template: those whose sentence has one answer or, of the best of several draws, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metadiff.artifact import write_json
-from metadiff.asking import Asked, Told, choice_of, described_classifiers
+from metadiff.asking import Asked, Told, choice_of, described_classifiers, spreads
 from metadiff.concepts import DescribedTask
 from metadiff.described import AMBIGUOUS, answers, sentences_of
 from metadiff.evaluation import TYPICAL, correct_counts, log_probabilities, mean_and_ci95, negative_log_likelihood
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from stages.runner import Run
 
 SPLITS = ("val", "test")  # in this order: what is left open is chosen on the first
-TEXTS = {"seen": 0, "unseen": -1}  # templates of a sentence: the first, and the one that training never has
+TEXTS = {"seen": 0, "unseen": -1}  # templates of a sentence: the first, and the one that training never has, if there are several
 COLUMNS = ("split", "text", "task", "kind", "classifier", "correct", "queries", "nll")
 Cells = Mapping[str, tuple[list[DescribedTask], Mapping[str, Asked]]]  # by split: tasks, and by template what is asked
+SPREAD = (0.8, 1.2)  # of latents that were drawn for many tasks
+MANY = 50
 Found = tuple[pd.DataFrame, str]  # rows, and the candidate that was chosen
 
 
@@ -57,11 +59,18 @@ def answer_sentences(
         return partial(answered, unit.removeprefix("sentences-"), section, cells, told, checkpoints, run.device)
 
     sizes = {f"sentences-{name}": sum(len(tasks) for tasks, _ in cells.values()) for name in names}
+    run.say(*repeated(cells, section, data))
     folders = computed_units(run, sizes, job_of, save_unit, what="answering", unit="tasks")
     rows = pd.concat([pd.read_csv(folder / "rows.csv") for folder in folders], ignore_index=True)
     rows.to_csv(run.out / "described.csv", index=False, lineterminator="\n")
     chosen = {name: json.loads((folder / "choice.json").read_bytes()) for name, folder in zip(names, folders, strict=True)}
-    return {"described": summary(rows), "chosen_by_text": chosen}
+    found, spread = summary(rows), spreads(made, section, cells["test"][1]["seen"])
+    run.say(*told_lines(found["test"]), *doubtful(spread, tasks=len(cells["test"][0])))
+    return {
+        "described": found,
+        "chosen_by_text": chosen,
+        "spread_of_latents": {name: round(value, 4) for name, value in spread.items()},
+    }
 
 
 def what_is_asked(made: TextGenerators, section: Evaluate, prepared: Path, data: Rows, features_ND: Tensor) -> tuple[Cells, Told]:
@@ -75,8 +84,13 @@ def what_is_asked(made: TextGenerators, section: Evaluate, prepared: Path, data:
         images = inputs_NI[drawn.support_EWS], inputs_NI[drawn.query_EWQ].flatten(1, 2)
         chosen = list(own.values())
         told_TCD = sentences_of(chosen, vectors, made.sentences)
-        cells[split] = chosen, {text: Asked(told_TCD[:, place], *images) for text, place in TEXTS.items()}
+        cells[split] = chosen, {text: Asked(told_TCD[:, TEXTS[text]], *images) for text in worded(tasks)}
     return cells, Told.of(tasks, vectors, made.sentences)
+
+
+def worded(tasks: Sequence[DescribedTask]) -> list[str]:
+    """Of TEXTS those that differ: a class is described in one way."""
+    return [*TEXTS][: max(len(task.texts) for task in tasks)]
 
 
 def answered(name: str, section: Evaluate, cells: Cells, told: Told, checkpoints: Checkpoints, device: str) -> Found:
@@ -121,6 +135,38 @@ def summary(rows: pd.DataFrame) -> dict[str, Any]:
         found = {"accuracy": round(mean, 3), "ci95": round(ci95, 3), "nll": round(float(part["nll"].mean()), 4)}
         metrics.setdefault(split, {}).setdefault(text, {}).setdefault(group, {})[name] = found
     return metrics
+
+
+def repeated(cells: Cells, section: Evaluate, data: Rows) -> Iterator[str]:
+    """Where tasks have too few images for what is asked of them."""
+    need = max(section.adapt_images, default=0) // 2 + section.sentence_images
+    for split, (tasks, _) in cells.items():
+        images_C = np.bincount(data.label[data.of(split)], minlength=len(data.classes))
+        right = [int(images_C[[*task.yes]].sum()) for task in tasks]
+        if few := sum(there < need for there in right):
+            yield (
+                f"{few} of {len(right)} {split} tasks have fewer than {need} images that are right, one {min(right)}: the same "
+                "come again; lower evaluate.adapt_images or evaluate.sentence_images"
+            )
+
+
+def told_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """How often each classifier is right, the best first."""
+    for group, found in metrics["seen"].items():
+        best_first = sorted(found, key=lambda name: -found[name]["accuracy"])
+        shown = ", ".join(f"{name} {found[name]['accuracy']:.1f}" for name in best_first)
+        yield f"{group} test sentences, per cent of the answers that are right: {shown}"
+
+
+def doubtful(spread: Mapping[str, float], *, tasks: int) -> Iterator[str]:
+    """What is spread otherwise than the latents of training; of few tasks nothing can be said."""
+    low, high = SPREAD
+    for name, value in spread.items():
+        if tasks >= MANY and not low <= value <= high:
+            yield (
+                f"{name}: sampled latents have a deviation of {value:.2f} where those of training have 1 and {low:g} to {high:g} "
+                "is sound: raise hyperldm.steps, or lower evaluate.gammas"
+            )
 
 
 def save_unit(folder: Path, found: Found) -> None:

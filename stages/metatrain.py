@@ -1,7 +1,7 @@
 """features, trajectories -> generators: of class rows, one a model of `metatrain.models`; of whole weights, one of `mcdi.models`,
 or, from a sentence, one of `hyperldm.models`.
 
-The unit of work is the training between two judgements on validation episodes: a killed run goes on after the last one it
+The unit of work is the training between two judgements on validation tasks: a killed run goes on after the last one it
 finished, bit for bit. The weights of the best judgement are kept, the trained ones beside their moving average.
 """
 
@@ -17,12 +17,12 @@ import torch
 
 from metadiff.checkpoint import load_checkpoint, save_checkpoint
 from metadiff.conditioning import Ends
+from metadiff.courses import PathEnds
 from metadiff.errors import ParamsError
-from metadiff.hypernet import HNet
+from metadiff.hypernet import LatentSource
 from metadiff.inputs import Inputs, load_inputs
 from metadiff.learner import Perceptron, build_learner
 from metadiff.metatraining import MetaTraining, Pace, Subject, pace_of
-from metadiff.methods.hyperldm import OF_LATENTS
 from metadiff.methods.mcdi import chain_of
 from metadiff.paths import as_shown
 from metadiff.picturefiles import read_pictures
@@ -31,6 +31,7 @@ from metadiff.rowmodels import row_subject
 from metadiff.rows import Rows
 from metadiff.store import read_rows
 from metadiff.tasks import SENTENCES, read_tasks
+from metadiff.textbuild import OF_LATENTS
 from metadiff.textmodels import TextModels, undump_method
 from metadiff.trajectory_store import TrajectoryStore, open_trajectories
 from metadiff.vectors import read_vectors
@@ -57,7 +58,7 @@ def build(run: Run[Metatrain]) -> None:
             training = subject.training
             curve = pd.DataFrame(training.history).set_index("step").sort_index(axis=1)  # a restored history has another order
             curves.append(curve.add_prefix(f"{model}_"))
-            run.say(f"{model}: best after {training.best_step} steps, {training.best_score:.1f} % on validation episodes")
+            run.say(f"{model}: best after {training.best_step} steps, {training.best_score:.1f} % on validation tasks")
             run.say(*subject.remarks())
     pd.concat(curves, axis=1).sort_index().to_csv(run.out / "curves.csv", lineterminator="\n")
 
@@ -95,16 +96,22 @@ def text_models(run: Run[Metatrain], data: Rows, store: TrajectoryStore, inputs:
     learner = build_learner(store.attributes["learner"])
     assert isinstance(learner, Perceptron), "conflicts.py refuses the others"
     seen_NE = inputs.seen(as_shown(store, pictures, data))
-    return TextModels(run.hyperldm, tasks, vectors, data, learner, inputs, seen_NE, run.seed)
+    ends = path_ends(store) if "hvae" in run.hyperldm.models else None
+    return TextModels(run.hyperldm, tasks, vectors, data, learner, inputs, seen_NE, run.seed, ends)
+
+
+def path_ends(store: TrajectoryStore) -> PathEnds:
+    return PathEnds(torch.from_numpy(store.end_points()), torch.from_numpy(store.described))
 
 
 def begin_text(models: TextModels, model: str, out: Path) -> Subject:
     """What is of latents goes out from those that were learnt before."""
     if model not in OF_LATENTS:
         return models.subject(model)
-    hnet = undump_method(*load_checkpoint(out / "hnet.safetensors"), device=str(models.seen_NE.device))
-    assert isinstance(hnet, HNet)
-    return models.subject(model, hnet)
+    saved = out / f"{models.section.latents_of}.safetensors"
+    source = undump_method(*load_checkpoint(saved), device=str(models.seen_NE.device))
+    assert isinstance(source, LatentSource)
+    return models.subject(model, source)
 
 
 def check_schedule(section: McDi) -> None:

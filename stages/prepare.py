@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metadiff.artifact import write_array, write_json
-from metadiff.errors import DataError
+from metadiff.errors import DataError, ParamsError
 from metadiff.images import KANJI, PUBLISHED, SHAPES, Source, open_source
 from metadiff.images.archives import archives_at, expected_size, unpack
 from metadiff.images.catalogue import (
@@ -27,6 +27,7 @@ from metadiff.images.catalogue import (
     refuse_small_classes,
     without_twins,
 )
+from metadiff.images.source import by_name
 from metadiff.images.splits import crossing, split_classes
 from metadiff.rows import SPLITS, Rows
 from metadiff.store import write_images
@@ -36,7 +37,11 @@ from stages.executors import Job, computed_units
 from stages.runner import Run, Stage, main
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from metadiff.concepts import DescribedTask
     from metadiff.params import Prepare
+    from metadiff.text import Encoder
 
 BLOCK = 512  # images a unit
 MANY = 8  # blocks, from where on starting processes is worth it
@@ -59,6 +64,7 @@ def build(run: Run[Prepare]) -> None:
         scratch=run.scratch,
     )
     run.say(*source.findings)
+    encoder = None if section.encoder == "none" else encoder_of(section.encoder, path)
     if source.left_out:
         run.say(f"{len(source.left_out)} classes of fewer than {section.min_images} images are left out")
     size, channels = section.image_size, 3 if section.color == "rgb" else 1
@@ -97,24 +103,52 @@ def build(run: Run[Prepare]) -> None:
     write_json(run.out / "checks.json", checks)
     if source.tasks:
         write_tasks(run.out / "tasks.json", source.tasks)
-    if section.encoder != "none":
-        embed(run, rows)
+    if encoder:
+        run.say(*nameless(source))
+        embed(run, rows, encoder)
     sizes = ", ".join(f"{name} {sum(classes['split'] == name)}" for name in SPLITS)
     run.say(f"{source.name}: {len(images):,} images of {len(classes)} classes ({sizes})")
 
 
-def embed(run: Run[Prepare], rows: Rows) -> None:
+def encoder_of(name: str, path: Path) -> Encoder:
+    """Before anything is drawn: who lacks it should not learn so hours later."""
+    from metadiff import text  # with torch, which drawing does without
+
+    try:
+        return text.encoder_of(name, cached=path)
+    except ParamsError as error:
+        raise ParamsError(f"params.yaml: prepare.encoder: {error}") from None
+
+
+def nameless(source: Source) -> list[str]:
+    """What the sentences of classes are of which only the name is known."""
+    if source.tasks:
+        return []
+    told = source.descriptions
+    named = [label for label in sorted({entry.label for entry in source.entries}) if told.get(label) == by_name(label)]
+    if not named:
+        return []
+    return [f"{len(named)} classes have no description: their sentence is their name, as in {by_name(named[0])!r}"]
+
+
+def embed(run: Run[Prepare], rows: Rows, encoder: Encoder) -> None:
     """The sentences of all tasks as vectors, with what made them."""
-    from metadiff.text import encoder_of  # with torch, which drawing does without
     from metadiff.vectors import write_vectors
 
     tasks = read_tasks(run.out, rows)
     if not tasks:
         raise DataError("prepare.encoder: nothing here has a description to encode; write none")
-    encoder = encoder_of(run.params.encoder, cached=Path(run.params.path))
     sentences = sorted({text for task in tasks for text in task.texts})
     write_vectors(run.out / SENTENCES, sentences, encoder.encode(sentences), about=encoder.about)
     run.say(f"{len(sentences):,} sentences of {len(tasks):,} tasks")
+    if known := known_from_training(tasks):
+        run.say(f"{len(known):,} sentences of val or test are of training too, as {known[0]!r}: they measure nothing new")
+
+
+def known_from_training(tasks: Sequence[DescribedTask]) -> list[str]:
+    """Sentences of other splits that training has."""
+    of_train = {text for task in tasks if task.split == "train" for text in task.texts}
+    return sorted({text for task in tasks if task.split != "train" for text in task.texts} & of_train)
 
 
 def draw(run: Run[Prepare], source: Source) -> list[Path]:

@@ -84,6 +84,7 @@ def dataset_rows(study: Path, dataset: str, varied: Mapping[str, Any]) -> list[R
     sentences, same = table_of(varied) == "sentences", not splits_by_seed(source_of(study, dataset)[0])
     told = [json.loads(content(result / "seconds.json")) for result in results]
     seconds = pd.DataFrame([of.get("described", {}) if sentences else of for of in told]).mean(numeric_only=True)
+    spread = [json.loads(content(result / "metrics.json")).get("spread_of_latents", {}) for result in results if sentences]
     rows = []
     for asked in asked_sentences(results) if sentences else asked_episodes(results):
         found = [*asked.by_seed[0]["classifier"].unique()]
@@ -96,6 +97,7 @@ def dataset_rows(study: Path, dataset: str, varied: Mapping[str, Any]) -> list[R
                 row["shot"] = labelled_images(original, varied)
             row |= compared(name, accuracy, asked.unit, rivals=varied["rivals"], same=same)
             row["nll"] = round(float(np.mean([of.loc[of["classifier"] == original, "nll"].mean() for of in asked.by_seed])), 4)
+            row |= {"spread": [of[original] for of in spread]} if any(original in of for of in spread) else {}
             rows.append(row | ({"seconds": round(float(seconds[original]), 3)} if original in seconds else {}))
     return rows
 

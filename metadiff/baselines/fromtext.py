@@ -10,7 +10,7 @@ from torch.nn.functional import silu
 
 from metadiff.described import QuestionBatch, answer_loss
 from metadiff.diffusion import Noise
-from metadiff.hypernet import Decoder, HNet, Reader, task_loss
+from metadiff.hypernet import Decoder, LatentSource, Reader, task_loss
 from metadiff.learner import Perceptron
 from metadiff.standard import Standard
 
@@ -78,17 +78,18 @@ class Joint:
 class LatentRegression:
     """`mlp`: a sentence's latent in one step, the mean where several answers are right."""
 
-    def __init__(self, hnet: HNet, net: Reader, *, text_noise: float) -> None:
-        self.hnet, self.text_noise, self._net = hnet, text_noise, net
-        self.scale = Standard.of(hnet.latent_CZ.detach())
+    def __init__(self, source: LatentSource, net: Reader, *, text_noise: float) -> None:
+        self.source, self.text_noise, self._net = source, text_noise, net
+        self.scale = Standard.of(source.latent_CZ.detach())
 
     @property
     def net(self) -> Reader:
         return self._net
 
     def loss(self, batch: QuestionBatch, generator: Generator) -> Tensor:
-        want_BZ = self.scale.standardise(self.hnet.latent_CZ.detach()[batch.concept_B])
-        told_BZ = self._net(batch.with_noise(self.text_noise, generator).sentence_BD, generator)
+        batch = batch.with_noise(self.text_noise, generator)
+        want_BZ = self.scale.standardise(self.source.drawn(batch, generator))
+        told_BZ = self._net(batch.sentence_BD, generator)
         loss: Tensor = (told_BZ - want_BZ).square().mean()
         return loss
 
@@ -97,4 +98,4 @@ class LatentRegression:
         return found
 
     def weights(self, sentence_BD: Tensor, noise: Noise) -> Tensor:
-        return self.hnet.decode(self.latents(sentence_BD, noise))
+        return self.source.decode(self.latents(sentence_BD, noise))

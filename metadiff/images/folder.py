@@ -14,7 +14,7 @@ from metadiff.errors import DataError
 from metadiff.images.decode import decode_file
 from metadiff.images.files import is_clutter, portable
 from metadiff.images.listing import find_table, read_table
-from metadiff.images.source import ClassesApart, Entry, large_classes, shown
+from metadiff.images.source import ClassesApart, Entry, by_name, large_classes, shown
 from metadiff.rows import SPLITS
 
 
@@ -41,7 +41,7 @@ class Folder(ClassesApart):
     @property
     def descriptions(self) -> dict[str, str]:
         """The name is all that a folder says of a class, and a table may say more."""
-        return {entry.label: f"A picture of {shown(entry.label).replace('_', ' ')}." for entry in self.entries} | dict(self.said)
+        return {entry.label: by_name(entry.label) for entry in self.entries} | dict(self.said)
 
     @property
     def nested(self) -> dict[tuple[str, str], int]:

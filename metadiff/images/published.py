@@ -22,7 +22,7 @@ from metadiff.images.arrayfiles import arrays
 from metadiff.images.imagefiles import class_folders
 from metadiff.images.place import Place, draw_place
 from metadiff.images.shelf import Layout, Reading, Shelf
-from metadiff.images.source import BadImageError, ClassesApart, Entry, large_classes, require_classes, shown
+from metadiff.images.source import BadImageError, ClassesApart, Entry, by_name, large_classes, require_classes, shown
 from metadiff.rows import SPLITS
 
 LAYOUTS: tuple[Layout, ...] = (class_folders, arrays)
@@ -156,7 +156,7 @@ class Benchmark(ClassesApart):
 
     @property
     def descriptions(self) -> dict[str, str]:
-        return {entry.label: f"A picture of {shown(entry.label).replace('_', ' ')}." for entry in self.entries}
+        return {entry.label: by_name(entry.label) for entry in self.entries}
 
     @property
     def nested(self) -> dict[tuple[str, str], int]:

@@ -110,6 +110,11 @@ def require_classes(entries: Sequence[Entry], left_out: Mapping[str, int], *, mi
         )
 
 
+def by_name(label: str) -> str:
+    """A sentence on a class of which nothing else is known."""
+    return f"A picture of {shown(label).replace('_', ' ')}."
+
+
 def shown(name: str) -> str:
     """A name of a file or class that is safe in a message of one line."""
     return name.encode("utf-8", "backslashreplace").decode() if name.isprintable() else ascii(name)[1:-1]

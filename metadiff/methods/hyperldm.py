@@ -1,7 +1,8 @@
 """Weights from a sentence (HyperCLIP and HyperLDM, Nava et al. 2023): ways from a sentence to a latent that a network decodes.
 
 `hyperldm` is diffusion of latents that is told a sentence, with classifier-free guidance; `hyperclip` tells which sentence
-weights are of, and climbs its own likelihood. Both are of the latents of a trained `hnet` (metadiff/hypernet.py), standardised.
+weights are of, and climbs its own likelihood. Both are of the latents of a trained source (metadiff/hypernet.py and latents.py),
+standardised.
 
 Shapes: B tasks, Z numbers of a latent, P weights, D numbers of a sentence's vector.
 """
@@ -9,29 +10,21 @@ Shapes: B tasks, Z numbers of a latent, P weights, D numbers of a sentence's vec
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize, silu
 
 from metadiff import diffusion
-from metadiff.baselines.fromtext import EndToEnd, EndToEndNet, Joint, JointNet, LatentRegression
 from metadiff.denoiser import FREQUENCIES, time_features
 from metadiff.described import QuestionBatch
 from metadiff.diffusion import Noise, Schedule
 from metadiff.errors import NumericError
-from metadiff.hypernet import Decoder, HNet, HNetNet, Latents, Reader, begin, drop
-from metadiff.learner import Perceptron, build_learner
+from metadiff.hypernet import LatentSource, Reader, drop
 from metadiff.standard import Standard
 
-if TYPE_CHECKING:
-    from metadiff.params import HyperLDM as Section
-
-TEXT_MODELS = ("hnet", "hyperldm", "hyperclip", "mlp", "end-to-end", "joint")
-OF_LATENTS = ("hyperldm", "hyperclip", "mlp")
 MANY = 50  # latents, of whose deviation something can be said
 EXPLODED = 3.0  # a deviation of sampled latents, where those of training have 1
 SCALE = 10.0  # of cosines in HyperCLIP's loss, to begin with
@@ -40,9 +33,9 @@ SCALE = 10.0  # of cosines in HyperCLIP's loss, to begin with
 class LatentDenoiser(nn.Module):
     """Sees a noisy latent, the time and, unless it is withheld, a sentence; two residual blocks."""
 
-    def __init__(self, latent: int, sentence: int, *, hidden: int, text_hidden: int, dropout: float) -> None:
+    def __init__(self, latent: int, sentence: int, *, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.reader = Reader(sentence, hidden=text_hidden, out=hidden, dropout=dropout)
+        self.reader = Reader(sentence, hidden=hidden, out=hidden, dropout=dropout)
         self.nothing_H = nn.Parameter(torch.zeros(hidden))
         self.enter, self.time = nn.Linear(latent, hidden), nn.Linear(2 * FREQUENCIES, hidden)
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(3))
@@ -65,9 +58,9 @@ class LatentDenoiser(nn.Module):
 class HyperLDM:
     """Diffusion of standardised latents, told a sentence."""
 
-    def __init__(self, hnet: HNet, net: LatentDenoiser, schedule: Schedule, how: Mapping[str, Any]) -> None:
-        self.hnet, self.schedule, self.how, self._net = hnet, schedule, how, net
-        self.scale = Standard.of(hnet.latent_CZ.detach())
+    def __init__(self, source: LatentSource, net: LatentDenoiser, schedule: Schedule, how: Mapping[str, Any]) -> None:
+        self.source, self.schedule, self.how, self._net = source, schedule, how, net
+        self.scale = Standard.of(source.latent_CZ.detach())
 
     @property
     def net(self) -> LatentDenoiser:
@@ -75,7 +68,7 @@ class HyperLDM:
 
     def loss(self, batch: QuestionBatch, generator: Generator) -> Tensor:
         batch = batch.with_noise(self.how["text_noise"], generator)
-        clean_BZ = self.scale.standardise(self.hnet.latent_CZ.detach()[batch.concept_B])
+        clean_BZ = self.scale.standardise(self.source.drawn(batch, generator))
         drawn = partial(torch.randn, clean_BZ.shape, generator=generator)
         clean_BZ = clean_BZ + self.how["latent_noise"] * drawn().to(clean_BZ.device)
         eps_BZ = drawn().to(clean_BZ.device)
@@ -109,7 +102,7 @@ class HyperLDM:
         return self.scale.restore(found_BZ)
 
     def weights(self, sentence_BD: Tensor, noise: Noise, *, gamma: float = 1.0) -> Tensor:
-        return self.hnet.decode(self.latents(sentence_BD, noise, gamma=gamma))
+        return self.source.decode(self.latents(sentence_BD, noise, gamma=gamma))
 
     def _predict(
         self, w_BZ: Tensor, t_B: Tensor, sentence_BD: Tensor, told_B: Tensor, generator: Generator | None = None
@@ -147,11 +140,11 @@ class HyperCLIP:
     A sentence's latent is where the cosine of its weights to the sentence is highest, not too far from the mean of latents.
     """
 
-    def __init__(self, hnet: HNet, net: WeightEncoder, how: Mapping[str, Any]) -> None:
-        self.hnet, self.how, self._net = hnet, how, net
+    def __init__(self, source: LatentSource, net: WeightEncoder, how: Mapping[str, Any]) -> None:
+        self.source, self.how, self._net = source, how, net
         with torch.no_grad():
-            latent_CZ = hnet.latent_CZ
-            self.scale, self.of_weights = Standard.of(latent_CZ), Standard.of(hnet.decode(latent_CZ))
+            latent_CZ = source.latent_CZ
+            self.scale, self.of_weights = Standard.of(latent_CZ), Standard.of(source.decode(latent_CZ))
 
     @property
     def net(self) -> WeightEncoder:
@@ -159,10 +152,10 @@ class HyperCLIP:
 
     def loss(self, batch: QuestionBatch, generator: Generator) -> Tensor:
         batch = batch.with_noise(self.how["text_noise"], generator)
-        latent_BZ = self.hnet.latent_CZ.detach()[batch.concept_B]
+        latent_BZ = self.source.latent_CZ.detach()[batch.concept_B]
         noise_BZ = torch.randn(latent_BZ.shape, generator=generator).to(latent_BZ.device)
         latent_BZ = latent_BZ + self.how["latent_noise"] * noise_BZ * self.scale.deviation_D
-        found_BD, told_BD = normalize(self._seen(self.hnet.decode(latent_BZ)), dim=-1), normalize(batch.sentence_BD, dim=-1)
+        found_BD, told_BD = normalize(self._seen(self.source.decode(latent_BZ)), dim=-1), normalize(batch.sentence_BD, dim=-1)
         logits_BB = SCALE * self._net.log_scale.exp() * found_BD @ told_BD.T
         same_BB = batch.concept_B[:, None] == batch.concept_B  # what a concept's other sentences say is no mistake
         logits_BB = logits_BB.masked_fill(same_BB & ~torch.eye(len(same_BB), dtype=torch.bool, device=same_BB.device), -1e4)
@@ -175,74 +168,15 @@ class HyperCLIP:
         optimizer = torch.optim.Adam([offset_BZ], lr=self.how["guide_lr"])
         for _ in range(self.how["guide_steps"]):
             with torch.enable_grad():
-                likeness_B = cosine_similarity(self._seen(self.hnet.decode(self.scale.restore(offset_BZ))), sentence_BD)
+                likeness_B = cosine_similarity(self._seen(self.source.decode(self.scale.restore(offset_BZ))), sentence_BD)
                 loss = (-likeness_B + pull / 2 * offset_BZ.square().mean(1)).sum()
                 (offset_BZ.grad,) = torch.autograd.grad(loss, [offset_BZ])
             optimizer.step()
         return self.scale.restore(offset_BZ.detach())
 
     def weights(self, sentence_BD: Tensor, noise: Noise, *, pull: float = 0.1) -> Tensor:
-        return self.hnet.decode(self.latents(sentence_BD, noise, pull=pull))
+        return self.source.decode(self.latents(sentence_BD, noise, pull=pull))
 
     def _seen(self, theta_BP: Tensor) -> Tensor:
         found: Tensor = self._net(self.of_weights.standardise(theta_BP))
         return found
-
-
-TextMethod = HNet | HyperLDM | HyperCLIP | LatentRegression | EndToEnd | Joint
-KEPT = {
-    *("latent", "hidden", "text_hidden", "text_noise", "dropout", "match", "latent_noise", "predicts"),
-    *("schedule", "times", "without_text", "clip", "sampler", "sampling_steps", "guide_steps", "guide_lr"),
-}
-
-
-def text_facts(
-    section: Section, model: str, *, learner: Perceptron, sentence: int, concepts: list[str], seed: int
-) -> dict[str, Any]:
-    """All that `build_text` needs; a checkpoint carries it."""
-    own = {"model": model, "learner": asdict(learner), "sentence": sentence, "concepts": concepts, "seed": seed}
-    return section.model_dump(include=KEPT) | own
-
-
-def build_text(facts: Mapping[str, Any], *, hnet: HNet | None = None, device: str = "cpu") -> TextMethod:
-    """A method with the weights that its seed gives, from facts that JSON can hold; those of latents need a trained hnet."""
-    learner, model, sentence = build_learner(facts["learner"]), facts["model"], facts["sentence"]
-    assert isinstance(learner, Perceptron)
-    hidden, latent = facts["hidden"], facts["latent"]
-    text = {"hidden": facts["text_hidden"], "dropout": facts["dropout"]}
-    both = {"hidden": hidden, "text_hidden": facts["text_hidden"], "dropout": facts["dropout"]}
-    net: nn.Module
-    with torch.device("meta"):  # no memory and, above all, no draw from the global generator
-        if model == "hnet":
-            decoder, latents = Decoder(learner, latent=latent, hidden=hidden), Latents(len(facts["concepts"]), latent)
-            net = HNetNet(decoder, latents, Reader(sentence, out=latent, **text))
-        elif model == "end-to-end":
-            net = EndToEndNet(Decoder(learner, latent=latent, hidden=hidden), Reader(sentence, out=latent, **text))
-        elif model == "joint":
-            net = JointNet(learner.dim, sentence, **both)
-        elif model == "mlp":
-            net = Reader(sentence, out=latent, **text)
-        elif model == "hyperclip":
-            net = WeightEncoder(learner.size, sentence, hidden=hidden)
-        else:
-            net = LatentDenoiser(latent, sentence, hidden=2 * hidden, text_hidden=facts["text_hidden"], dropout=facts["dropout"])
-    net = net.to_empty(device="cpu")
-    begin(net, seed=facts["seed"])
-    return _method(facts, learner, net.to(device), hnet)
-
-
-def _method(facts: Mapping[str, Any], learner: Perceptron, net: Any, hnet: HNet | None) -> TextMethod:  # noqa: ANN401 - one a model
-    model, noise = facts["model"], facts["text_noise"]
-    if model == "hnet":
-        return HNet(learner, net, match=facts["match"], latent_noise=facts["latent_noise"], text_noise=noise)
-    if model == "end-to-end":
-        return EndToEnd(learner, net, text_noise=noise)
-    if model == "joint":
-        return Joint(net, text_noise=noise)
-    assert hnet is not None, f"{model} is of the latents of hnet"
-    if model == "mlp":
-        return LatentRegression(hnet, net, text_noise=noise)
-    if model == "hyperclip":
-        return HyperCLIP(hnet, net, facts)
-    schedule = (diffusion.cosine if facts["schedule"] == "cosine" else diffusion.linear)(facts["times"])
-    return HyperLDM(hnet, net, schedule, facts)

@@ -156,6 +156,7 @@ def made_up(folder: Path, **more: Any) -> Path:  # noqa: ANN401
         pd.DataFrame(rows, columns=columns).to_csv(results / "described.csv", index=False)
         seconds = {"ncm": 9.0, "described": {name: 1 + seed for name in METHODS if name != "uncond"}}
         (results / "seconds.json").write_text(json.dumps(seconds))
+        (results / "metrics.json").write_text(json.dumps({"spread_of_latents": {"hyperldm-g1": 0.9 + seed / 10}}))
     return text
 
 
@@ -202,6 +203,7 @@ def test_rows_are_of_kinds_words_and_methods(studies: Path) -> None:
             assert row["seeds_above_mlp"] == above
             assert (row["vs_mlp"], row["vs_mlp_ci95"]) == pytest.approx((mean, half), abs=2e-3)
         assert row.get("seconds") == (None if row["method"] == "uncond" else 2)
+        assert row.get("spread") == ([0.9, 1.0, 1.1] if row["method"] == "hyperldm-g1" else None)
     means = []
     for seed in (0, 1, 2):
         answers = pd.read_csv(study.results_folder(text, "shapes", seed) / "described.csv")
@@ -292,7 +294,7 @@ def test_answers_that_cannot_be_paired_are_said(
     assert_said(capsys, message)
 
 
-@pytest.mark.parametrize("name", ["described.csv", "seconds.json"])
+@pytest.mark.parametrize("name", ["described.csv", "metrics.json", "seconds.json"])
 def test_a_missing_file_of_a_cell_is_said(studies: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = made_up(studies / "text")
     (study.results_folder(text, "shapes", 1) / name).unlink()

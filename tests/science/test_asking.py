@@ -166,9 +166,9 @@ def test_a_latent_is_adapted_to_half_as_many_images_a_way(made: TextGenerators, 
 @torch.no_grad()
 def test_adapting_lowers_the_loss_of_each_task_and_equals_a_plain_loop(made: TextGenerators) -> None:
     some, few = asked(), asked().shown(3)
-    found_EZ = asking._adapted(made, lambda asked: asking._mean_latent(made.hnet, asked), 3, 0.05, 40, some)
-    start_EZ = asking._mean_latent(made.hnet, some)
-    before_E, after_E = (asking._loss(made, made.hnet.decode(latent_EZ), few) for latent_EZ in (start_EZ, found_EZ))
+    found_EZ = asking._adapted(made, lambda asked: asking._mean_latent(made.source, asked), 3, 0.05, 40, some)
+    start_EZ = asking._mean_latent(made.source, some)
+    before_E, after_E = (asking._loss(made, made.source.decode(latent_EZ), few) for latent_EZ in (start_EZ, found_EZ))
     assert (after_E < before_E).all()
     assert float(after_E.mean()) < 0.9 * float(before_E.mean())
     for place in range(2):
@@ -178,7 +178,7 @@ def test_adapting_lowers_the_loss_of_each_task_and_equals_a_plain_loop(made: Tex
             optimizer.zero_grad()
             with torch.enable_grad():
                 inputs_NI = torch.cat([few.support_EWSI[place, 0], few.support_EWSI[place, 1]])
-                scores_NW = made.learner.scores(made.hnet.decode(latent_1Z), inputs_NI[None])[0]
+                scores_NW = made.learner.scores(made.source.decode(latent_1Z), inputs_NI[None])[0]
                 torch.nn.functional.cross_entropy(scores_NW, torch.tensor([0, 0, 0, 1, 1, 1])).backward()
             optimizer.step()
         torch.testing.assert_close(found_EZ[place], latent_1Z[0].detach(), rtol=1e-3, atol=1e-4)
@@ -240,11 +240,11 @@ def many_told() -> Told:
 @pytest.mark.parametrize("ridge", asking.RIDGES)
 def test_ridge_is_that_of_scikit_learn(made: TextGenerators, ridge: float) -> None:
     some, told = asked(), many_told()
-    latent_NZ = made.hnet.latent_CZ[told.concept_N].double().numpy()
+    latent_NZ = made.source.latent_CZ[told.concept_N].double().numpy()
     mean_Z = latent_NZ.mean(0)
     model = Ridge(alpha=ridge, fit_intercept=False).fit(told.sentence_ND.double().numpy(), latent_NZ - mean_Z)
     expected_EZ = model.predict(some.sentence_ED.double().numpy()) + mean_Z
-    np.testing.assert_allclose(asking._ridge(made.hnet, told, ridge, some), expected_EZ, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(asking._ridge(made.source, told, ridge, some), expected_EZ, rtol=1e-5, atol=1e-7)
 
 
 @torch.no_grad()
@@ -258,13 +258,13 @@ def test_nearest_is_the_sentence_of_the_highest_cosine(made: TextGenerators) -> 
         ]
         expected.append(int(told.concept_N[int(np.argmax(cosines))]))
     assert len({*expected}) > 1
-    assert (asking._nearest(made.hnet, told, some) == made.hnet.latent_CZ[expected]).all()
+    assert (asking._nearest(made.source, told, some) == made.source.latent_CZ[expected]).all()
 
 
 @torch.no_grad()
 def test_without_anything_a_task_gets_the_mean_latent(made: TextGenerators, told: Told) -> None:
     some = asked()
-    theta_EP = made.hnet.decode(made.hnet.latent_CZ.mean(0)[None]).expand(ASKED, -1)
+    theta_EP = made.source.decode(made.source.latent_CZ.mean(0)[None]).expand(ASKED, -1)
     torch.testing.assert_close(every(made, told)["uncond"][""](some)[0], as_scores(made, theta_EP, some))
 
 

@@ -264,7 +264,7 @@ WRONG_TEXTS = {
         [
             at(
                 "prepare.encoder",
-                "prepare.encoder: cached needs prepare.source described-shapes, got kanji-radicals; write none or minilm",
+                "prepare.encoder: cached needs prepare.source described-shapes, got kanji-radicals; write none or another",
             )
         ],
     ),
@@ -301,9 +301,41 @@ WRONG_TEXTS = {
     "latents of nobody": (
         set_value("hyperldm.models", "[hyperldm, hyperclip, mlp]", TOLD),
         [
-            at("hyperldm.models", f"hyperldm.models: {model} is of the latents of hnet; add hnet")
-            for model in ("hyperldm", "hyperclip", "mlp")
+            at(
+                "hyperldm.latents_of",
+                "hyperldm.latents_of: must be one of hyperldm.models, which are hyperldm, hyperclip, mlp, got hnet",
+            )
         ],
+    ),
+    "latents of another source": (
+        set_value("hyperldm.latents_of", "maml", set_value("hyperldm.models", "[hnet, joint]", TOLD)),
+        [at("hyperldm.latents_of", "hyperldm.latents_of: must be one of hyperldm.models, which are hnet, joint, got maml")],
+    ),
+    "no image to judge an adapted latent by": (
+        set_value("hyperldm.images", "1", set_value("hyperldm.latents_of", "maml", set_value("hyperldm.models", "[maml]", TOLD))),
+        [
+            at(
+                "hyperldm.images",
+                "hyperldm.images: must be at least 2 for maml, which learns from one half and is judged by the other, got 1",
+            )
+        ],
+    ),
+    "weights of paths that began apart": (
+        set_value("hyperldm.latents_of", "hvae", set_value("hyperldm.models", "[hvae]", TOLD)),
+        [
+            at(
+                "collect.start",
+                "collect.start: must be common for hvae: weights that began apart are of permuted units, got own",
+            )
+        ],
+    ),
+    "weights of paths of episodes": (
+        set_value(
+            "collect.tasks_of",
+            "episodes",
+            set_value("collect.start", "common", set_value("hyperldm.models", "[hnet, hvae]", TOLD)),
+        ),
+        [at("collect.tasks_of", "collect.tasks_of: must be sentences for hvae, which learns from their paths, got episodes")],
     ),
     "few linear times of latents": (
         set_value("hyperldm.times", "20", set_value("hyperldm.schedule", "linear", TOLD)),

@@ -49,6 +49,16 @@ def test_a_described_class_is_a_task_against_the_others_of_its_split(tmp_path: P
     assert {(task.kind, task.near) for task in found} == {("class", ())}
 
 
+def test_classes_of_a_split_that_are_described_alike_are_right_together(tmp_path: Path) -> None:
+    (tmp_path / "classes.csv").write_text(CLASSES.replace("A tree, red.", "A tree.").replace("A dog.", "A cat."))
+    found = read_tasks(tmp_path, rows(*NAMES))
+    assert [(task.name, task.concept, task.texts, task.yes, task.no) for task in found] == [
+        ("ash, beech, red", "ash, beech, red", ("A tree.",), (0, 1), (4,)),
+        ("cat", "cat", ("A cat.",), (2,), ()),
+        ("dog", "dog", ("A cat.",), (3,), ()),
+    ]
+
+
 def change(**values: object) -> Callable[[list[dict[str, object]]], object]:
     return lambda tasks: tasks[1].update(values)
 

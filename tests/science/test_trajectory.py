@@ -149,9 +149,21 @@ def test_a_start_is_a_function_of_seed_and_number_and_has_its_spread() -> None:
     assert float(many.mean()) == pytest.approx(0, abs=0.01)
 
 
+@pytest.mark.parametrize("kind", ["cosine", "mlp"])
+def test_a_common_start_is_one_for_all_numbers(kind: str) -> None:
+    some, own = learner(kind), starts(range(4), learner(kind), std=1.0, seed=1)
+    many = starts(range(4), some, std=1.0, seed=1, common=True)
+    assert many.shape == own.shape
+    assert len(many.unique(dim=0)) == 1
+    assert len(own.unique(dim=0)) == 4
+    assert torch.equal(starts(range(8, 9), some, std=1.0, seed=1, common=True)[0], many[0])
+    assert not torch.equal(starts(range(4), some, std=1.0, seed=2, common=True), many)
+    assert not (own == many).all(1).any()
+
+
 SECTION = {"learner": "cosine", "scale": 10.0, "way": 3, "shot": 2, "sees": "classes", "optimizer": "sgd", "lr": 1.0}
 SECTION |= {"momentum": 0.9, "sam": 0.0, "steps": 20, "keep": 3, "init_std": 0.1}
-SECTION |= {"weight_decay": 0.0, "noise": 0.0, "hidden": 16}
+SECTION |= {"weight_decay": 0.0, "noise": 0.0, "hidden": 16, "start": "own"}
 MLP = {"learner": "mlp", "sees": "support", "init_std": 1.0, "noise": 0.2, "weight_decay": 0.01}
 MLP |= {"optimizer": "adam", "lr": 0.05}
 
@@ -166,6 +178,14 @@ def block(numbers: range, **changes: object) -> tuple[Trajectories, Episodes]:
     learner = learner_of(section, 16, (28, 28, 1))  # type: ignore[arg-type]
     arrays = {"seen_NE": features_ND, "label_N": data.label}
     return collect_block(section, learner, numbers, drawn, **arrays, seed=5, device="cpu"), drawn  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("start", ["own", "common"])
+def test_a_block_begins_where_its_section_says(start: str) -> None:
+    found, _ = block(range(4, 10), **MLP, start=start)
+    expected_TP = starts(range(4, 10), Perceptron("mlp", 3, 16, 16), std=1.0, seed=5, common=start == "common")
+    assert (torch.from_numpy(found.weights_TKP[:, 0]) == expected_TP).all()
+    assert len(torch.from_numpy(found.weights_TKP[:, -1]).unique(dim=0)) == 6
 
 
 @pytest.mark.parametrize("sees", ["support", "classes"])

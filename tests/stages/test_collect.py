@@ -286,6 +286,17 @@ def told() -> list[DescribedTask]:
     return [replace(near, name="later", split="val"), first, second, replace(near, name="last", split="test"), near]
 
 
+@pytest.mark.parametrize("start", ["own", "common"])
+def test_the_store_says_where_its_paths_began(checkout: Path, start: str) -> None:
+    set_collect(**MLP, start=start)
+    assert _guarded(STAGE) is Exit.OK
+    store = published()
+    assert store.attributes["params"]["start"] == start
+    begun_NP = np.concatenate([store.weights(block)[:, 0] for block in range(store.blocks)])
+    assert len(np.unique(begun_NP, axis=0)) == (1 if start == "common" else len(store))
+    assert len(np.unique(store.end_points(), axis=0)) == len(store)
+
+
 @pytest.fixture
 def asked(workplace: Path) -> Path:
     """A folder with images of every class in val and test, and what sentences ask of them."""

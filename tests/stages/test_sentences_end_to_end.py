@@ -16,7 +16,8 @@ from metadiff.artifact import seal, verify
 from metadiff.asking import Asked
 from metadiff.checkpoint import load_checkpoint
 from metadiff.concepts import DescribedTask
-from metadiff.methods.hyperldm import TEXT_MODELS
+from metadiff.methods.hyperldm import EXPLODED
+from metadiff.textbuild import TEXT_MODELS
 from metadiff.vectors import write_vectors
 from stages import collect, described, evaluate, metatrain
 from stages.executors import VARIABLE
@@ -43,12 +44,15 @@ TINY: dict[str, dict[str, Any]] = {
         "keep": 2,
         "lr": 0.05,
         "init_std": 1.0,
+        "start": "common",
         "noise": 0.0,
     },
     "metatrain": {"models": []},
     "mcdi": {"models": []},
     "hyperldm": {
         "models": [*TEXT_MODELS],
+        "latents_of": "hnet",
+        "inner_steps": 2,
         "latent": 4,
         "hidden": 8,
         "text_hidden": 8,
@@ -123,7 +127,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_every_model_is_trained_and_answers_the_same_tasks(checkout: Path) -> None:
+@pytest.mark.parametrize("source", ["hnet", "maml", pytest.param("hvae", marks=pytest.mark.slow)])
+def test_every_model_is_trained_and_answers_the_same_tasks(checkout: Path, source: str) -> None:
+    set_params(hyperldm={"latents_of": source})
     assert [_guarded(stage) for stage in STAGES] == [Exit.OK] * 3
     for folder in ("trajectories", "generator", "results"):
         verify(checkout / "data" / folder)
@@ -134,7 +140,8 @@ def test_every_model_is_trained_and_answers_the_same_tasks(checkout: Path) -> No
         tensors, facts = load_checkpoint(checkout / f"data/generator/{model}.safetensors")
         assert facts["model"] == model
         assert facts["encoder"] == {"encoder": "made up"}
-        assert {name.split("/")[0] for name in tensors} == {"average", "sentences", "inputs"}
+        known = {"maml": {"latents"}, "hvae": {"latents", "weights"}}.get(model, set())
+        assert {name.split("/")[0] for name in tensors} == {"average", "sentences", "inputs"} | known
         assert np.isfinite(curves[[f"{model}_loss", f"{model}_score"]]).all(axis=None)
     rows = pd.read_csv(checkout / "data/results/described.csv")
     assert {*rows["classifier"]} == JUDGED
@@ -147,6 +154,8 @@ def test_every_model_is_trained_and_answers_the_same_tasks(checkout: Path) -> No
     assert (rows["nll"] > 0).all()
     metrics = json.loads((checkout / "data/results/metrics.json").read_bytes())
     assert {*metrics["chosen_by_text"]} == JUDGED
+    assert {*metrics["spread_of_latents"]} == {name for name in JUDGED if name.startswith("hyperldm-g")}
+    assert all(0 < value < EXPLODED for value in metrics["spread_of_latents"].values())
     assert metrics["chosen_by_text"]["adapt-2"] in ("lr 0.05, 2 steps", "lr 0.05, 4 steps")
     for split in ("val", "test"):
         for text in ("seen", "unseen"):
@@ -183,8 +192,8 @@ def test_what_sees_no_sentence_answers_both_templates_alike_and_is_chosen_on_val
 
 
 @pytest.mark.parametrize(
-    "stop", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 9]
-)  # of two a model: hnet, end-to-end, joint, and then those of latents
+    "stop", [6, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (2, 4, 8, 11))]
+)  # of two a model: hnet, maml, hvae, end-to-end, joint, and then those of latents
 def test_a_stopped_training_ends_in_the_same_bytes(checkout: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     assert [_guarded(stage) for stage in STAGES[:2]] == [Exit.OK] * 2
     whole = files(checkout / "data/generator")
@@ -194,12 +203,23 @@ def test_a_stopped_training_ends_in_the_same_bytes(checkout: Path, monkeypatch: 
     assert files(checkout / "data/generator") == whole
 
 
-def test_the_order_of_models_changes_no_bytes(checkout: Path) -> None:
-    """Those of latents wait for hnet."""
-    set_params(hyperldm={"models": ["hnet", "joint", "mlp"]})
+def test_latents_spread_otherwise_than_those_of_training_are_said_and_of_few_tasks_nothing() -> None:
+    spread = {"hyperldm-g1": 0.95, "hyperldm-g3": 1.31}
+    assert [*described.doubtful(spread, tasks=50)] == [
+        "hyperldm-g3: sampled latents have a deviation of 1.31 where those of training have 1 and 0.8 to 1.2 is sound: raise "
+        "hyperldm.steps, or lower evaluate.gammas"
+    ]
+    assert not [*described.doubtful({"hyperldm-g1": 0.79}, tasks=49)]
+    assert len([*described.doubtful({"hyperldm-g1": 0.79}, tasks=50)]) == 1
+
+
+@pytest.mark.parametrize("source", ["hnet", "hvae"])
+def test_the_order_of_models_changes_no_bytes(checkout: Path, source: str) -> None:
+    """Those of latents wait for their source."""
+    set_params(hyperldm={"models": [source, "joint", "mlp"], "latents_of": source})
     assert [_guarded(stage) for stage in STAGES[:2]] == [Exit.OK] * 2
     whole = {name: content for name, content in files(checkout / "data/generator").items() if name.endswith(".safetensors")}
-    set_params(hyperldm={"models": ["mlp", "joint", "hnet"]})
+    set_params(hyperldm={"models": ["mlp", "joint", source], "latents_of": source})
     assert _guarded(metatrain.STAGE) is Exit.OK
     found = files(checkout / "data/generator")
     assert all(found[name] == content for name, content in whole.items())

@@ -1,0 +1,103 @@
+"""The models of sentences by their names: each is built anew from facts that JSON can hold, which its checkpoint carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from metadiff import diffusion
+from metadiff.baselines.fromtext import EndToEnd, EndToEndNet, Joint, JointNet, LatentRegression
+from metadiff.hypernet import Decoder, HNet, HNetNet, Latents, LatentSource, Reader, begin
+from metadiff.learner import Perceptron, build_learner
+from metadiff.methods.hyperldm import HyperCLIP, HyperLDM, LatentDenoiser, WeightEncoder
+from metadiff.methods.latents import HVAE, MAML, source_net, source_of
+
+if TYPE_CHECKING:
+    from metadiff.params import HyperLDM as Section
+
+SOURCES = ("hnet", "maml", "hvae")
+TEXT_MODELS = (*SOURCES, "hyperldm", "hyperclip", "mlp", "end-to-end", "joint")
+OF_LATENTS = ("hyperldm", "hyperclip", "mlp")
+
+TextMethod = HNet | HyperLDM | HyperCLIP | LatentRegression | EndToEnd | Joint  # they read sentences
+Taught = TextMethod | MAML | HVAE
+KEPT = {
+    *("latent", "hidden", "text_hidden", "text_noise", "dropout", "match", "latent_noise", "predicts"),
+    *("schedule", "times", "without_text", "clip", "sampler", "sampling_steps", "guide_steps", "guide_lr"),
+    *("latents_of", "inner_steps", "inner_lr", "kl"),
+}
+
+
+def text_facts(
+    section: Section, model: str, *, learner: Perceptron, sentence: int, concepts: list[str], seed: int
+) -> dict[str, Any]:
+    """All that `build_text` needs; a checkpoint carries it."""
+    own = {"model": model, "learner": asdict(learner), "sentence": sentence, "concepts": concepts, "seed": seed}
+    return section.model_dump(include=KEPT) | own
+
+
+def build_text(
+    facts: Mapping[str, Any],
+    *,
+    source: LatentSource | None = None,
+    known: Mapping[str, Tensor] | None = None,
+    device: str = "cpu",
+) -> Taught:
+    """A method with the weights that its seed gives, from facts that JSON can hold; those of latents need their trained source.
+
+    ``known`` are tensors that `maml` and `hvae` have besides: the latents of concepts, once trained, and the scale of weights.
+    """
+    learner, model, sentence = build_learner(facts["learner"]), facts["model"], facts["sentence"]
+    assert isinstance(learner, Perceptron)
+    hidden, latent = facts["hidden"], facts["latent"]
+    text = {"hidden": facts["text_hidden"], "dropout": facts["dropout"]}
+    both = {"hidden": hidden, "text_hidden": facts["text_hidden"], "dropout": facts["dropout"]}
+    net: nn.Module
+    with torch.device("meta"):  # no memory and, above all, no draw from the global generator
+        if model == "hnet":
+            decoder, latents = Decoder(learner, latent=latent, hidden=hidden), Latents(len(facts["concepts"]), latent)
+            net = HNetNet(decoder, latents, Reader(sentence, out=latent, **text))
+        elif model in SOURCES:
+            net = source_net(facts, learner)
+        elif model == "end-to-end":
+            net = EndToEndNet(Decoder(learner, latent=latent, hidden=hidden), Reader(sentence, out=latent, **text))
+        elif model == "joint":
+            net = JointNet(learner.dim, sentence, **both)
+        elif model == "mlp":
+            net = Reader(sentence, out=latent, **text)
+        elif model == "hyperclip":
+            net = WeightEncoder(learner.size, sentence, hidden=hidden)
+        else:
+            net = LatentDenoiser(latent, sentence, hidden=2 * hidden, dropout=facts["dropout"])
+    net = net.to_empty(device="cpu")
+    begin(net, seed=facts["seed"])
+    return _method(facts, learner, net.to(device), source, {name: value.to(device) for name, value in (known or {}).items()})
+
+
+def _method(
+    facts: Mapping[str, Any],
+    learner: Perceptron,
+    net: Any,  # noqa: ANN401 - one a model
+    source: LatentSource | None,
+    known: Mapping[str, Tensor],
+) -> Taught:
+    model, noise = facts["model"], facts["text_noise"]
+    if model == "hnet":
+        return HNet(learner, net, match=facts["match"], latent_noise=facts["latent_noise"], text_noise=noise)
+    if model in SOURCES:
+        return source_of(facts, learner, net, known)
+    if model == "end-to-end":
+        return EndToEnd(learner, net, text_noise=noise)
+    if model == "joint":
+        return Joint(net, text_noise=noise)
+    assert source is not None, f"{model} is of the latents of a source"
+    if model == "mlp":
+        return LatentRegression(source, net, text_noise=noise)
+    if model == "hyperclip":
+        return HyperCLIP(source, net, facts)
+    schedule = (diffusion.cosine if facts["schedule"] == "cosine" else diffusion.linear)(facts["times"])
+    return HyperLDM(source, net, schedule, facts)
