@@ -38,7 +38,7 @@ from metadiff.questions import LEARNT_FROM
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
 from metadiff.standard import Standard
-from metadiff.textbuild import OF_LATENTS, TEXT_MODELS, Taught, TextMethod, build_text, text_facts
+from metadiff.textbuild import OF_LATENTS, SOURCES, TEXT_MODELS, Taught, TextMethod, build_text, text_facts
 from metadiff.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -61,16 +61,16 @@ class TextModels:
     seed: int
     ends: PathEnds | None = None  # of the recorded paths, for `hvae`
 
-    @property
-    def pace(self) -> Pace:
-        return replace(pace_of(self.section), rate="hyperldm.lr")
+    def pace(self, model: str) -> Pace:
+        """A source is trained to the end: at a high rate its latents are not yet such as others learn well."""
+        return replace(pace_of(self.section), rate="hyperldm.lr", last=model in SOURCES)
 
     def subject(self, model: str, source: LatentSource | None = None) -> Subject:
         """``source`` is the trained one, of whose latents others are."""
         facts, course = self.facts(model), self.course(model)
         build = partial(build_text, facts, source=source, known=course.before, device=str(self.seen_NE.device))
         lesson: Lesson[Any, Any] = Lesson(course.draw, backward, course.score)
-        training = MetaTraining(self.pace, build(), lesson, seed=self.seed)
+        training = MetaTraining(self.pace(model), build(), lesson, seed=self.seed)
         return Subject(training, facts, partial(self.dump, course, build))
 
     def facts(self, model: str) -> dict[str, Any]:

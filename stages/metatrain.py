@@ -58,7 +58,8 @@ def build(run: Run[Metatrain]) -> None:
             training = subject.training
             curve = pd.DataFrame(training.history).set_index("step").sort_index(axis=1)  # a restored history has another order
             curves.append(curve.add_prefix(f"{model}_"))
-            run.say(f"{model}: best after {training.best_step} steps, {training.best_score:.1f} % on validation tasks")
+            kept = "trained for" if training.pace.last else "best after"
+            run.say(f"{model}: {kept} {training.best_step} steps, {training.best_score:.1f} % on validation tasks")
             run.say(*subject.remarks())
     pd.concat(curves, axis=1).sort_index().to_csv(run.out / "curves.csv", lineterminator="\n")
 
@@ -81,7 +82,7 @@ def plan_of(run: Run[Metatrain]) -> dict[str, tuple[Pace, Callable[[], Subject]]
     if store is not None and text.models:
         told = text_models(run, data, store, inputs, pictures)
         latents_first = sorted(text.models, key=OF_LATENTS.__contains__)
-        plan |= {model: (told.pace, partial(begin_text, told, model, run.out)) for model in latents_first}
+        plan |= {model: (told.pace(model), partial(begin_text, told, model, run.out)) for model in latents_first}
     return plan
 
 

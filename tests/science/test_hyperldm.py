@@ -19,7 +19,7 @@ from metadiff.courses import PathEnds
 from metadiff.described import QuestionBatch
 from metadiff.diffusion import gaussian_noise
 from metadiff.errors import CorruptArtifactError, NumericError, ParamsError
-from metadiff.hypernet import SHORT, HNet, drop, task_loss
+from metadiff.hypernet import SHORT, HNet, drop
 from metadiff.inputs import Inputs
 from metadiff.learner import Perceptron
 from metadiff.methods.hyperldm import EXPLODED, SCALE, HyperCLIP, HyperLDM, refuse_exploded
@@ -210,10 +210,10 @@ def test_hnet_learns_concepts_it_is_shown() -> None:
         optimizer.step()
     new = signed(200, 10_000)
     with torch.no_grad():
-        assert task_loss(LEARNER, some.weights(new.sentence_BD, noise()), new).item() < 0.35  # log 2 at first
-        assert task_loss(LEARNER, some.decode(some.latent_CZ[new.concept_B]), new).item() < 0.35
+        assert new.loss(LEARNER, some.weights(new.sentence_BD, noise())).item() < 0.35  # log 2 at first
+        assert new.loss(LEARNER, some.decode(some.latent_CZ[new.concept_B])).item() < 0.35
         other = some.weights(new.sentence_BD.roll(1, 0), noise())
-        assert task_loss(LEARNER, other, new).item() > 0.6  # another's sentence
+        assert new.loss(LEARNER, other).item() > 0.6  # another's sentence
 
 
 PERFECT: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
@@ -362,6 +362,11 @@ def test_without_clipping_fewer_sentences_are_not_judged_and_what_is_not_finite_
     refuse_exploded(torch.randn(500, 4, generator=torch_stream(0)))
     with pytest.raises(NumericError, match=r"deviation of 4\."):
         refuse_exploded(4.2 * torch.randn(500, 4, generator=torch_stream(0)))
+
+
+def test_sources_of_latents_keep_their_last_weights_and_others_their_best() -> None:
+    some = models(*TEXT_MODELS)
+    assert {model for model in TEXT_MODELS if some.pace(model).last} == {*SOURCES}
 
 
 def test_weights_of_the_average_are_saved() -> None:
