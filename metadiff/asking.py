@@ -21,7 +21,7 @@ from metadiff.concepts import DescribedTask
 from metadiff.described import AMBIGUOUS, answer_loss, answers, concepts_of, trained_texts
 from metadiff.diffusion import Noise, gaussian_noise
 from metadiff.evaluation import TYPICAL, correct_counts, log_probabilities
-from metadiff.hypernet import HNet, LatentSource
+from metadiff.hypernet import HNet, LatentSource, descend
 from metadiff.methods.hyperldm import HyperCLIP, HyperLDM
 from metadiff.methods.latents import HVAE, MAML
 from metadiff.rng import torch_stream
@@ -168,11 +168,16 @@ def draw_noise(seed: int, draw: int) -> Noise:
 
 
 def _shuffled(latents_of: LatentsOf, seed: int, asked: Asked) -> Tensor:
-    """Every task is told the sentence of another task, of its successor in a random round of them all."""
-    round_E = torch.randperm(len(asked.sentence_ED), generator=torch_stream(seed, "sentences", "shuffled"))
-    other_ED = torch.empty_like(asked.sentence_ED)
-    other_ED[round_E] = asked.sentence_ED[round_E.roll(1)]
-    return latents_of(Asked(other_ED, asked.support_EWSI, asked.query_EQI))
+    """Every task is told the sentence of another task."""
+    return latents_of(Asked(of_others(asked.sentence_ED, seed), asked.support_EWSI, asked.query_EQI))
+
+
+def of_others(sentence_ED: Tensor, seed: int) -> Tensor:
+    """To each task that of its successor in a random round of them all."""
+    round_E = torch.randperm(len(sentence_ED), generator=torch_stream(seed, "sentences", "shuffled"))
+    other_ED = torch.empty_like(sentence_ED)
+    other_ED[round_E] = sentence_ED[round_E.roll(1)]
+    return other_ED
 
 
 def _mean_answers(made: TextGenerators, draws: Sequence[LatentsOf], asked: Asked) -> Tensor:
@@ -212,14 +217,7 @@ def _climbed(method: HyperCLIP, pull: float, asked: Asked) -> Tensor:
 def _adapted(made: TextGenerators, start_of: LatentsOf, count: int, lr: float, steps: int, asked: Asked) -> Tensor:
     """By Adam on the latent, on as many labelled images a way."""
     few = asked.shown(count)
-    latent_EZ = start_of(asked).clone().requires_grad_()
-    optimizer = torch.optim.Adam([latent_EZ], lr=lr)
-    for _ in range(steps):
-        with torch.enable_grad():
-            loss = _loss(made, made.source.decode(latent_EZ), few).sum()
-            (latent_EZ.grad,) = torch.autograd.grad(loss, [latent_EZ])
-        optimizer.step()
-    return latent_EZ.detach()
+    return descend(start_of(asked), lambda latent_EZ: _loss(made, made.source.decode(latent_EZ), few), lr=lr, steps=steps)
 
 
 def _loss(made: TextGenerators, theta_EP: Tensor, asked: Asked) -> Tensor:

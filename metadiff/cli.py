@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from metadiff.errors import DataError, NumericError, ParamsError
+from metadiff.resultscreens import show_results
 from metadiff.screens import (
     PARAMS,
     plain_console,
@@ -17,7 +18,6 @@ from metadiff.screens import (
     show_classes,
     show_comparison,
     show_import,
-    show_results,
     show_store,
     show_toy,
     show_trace,

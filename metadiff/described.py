@@ -5,8 +5,10 @@ Shapes: T tasks, C templates of a sentence, D numbers of its vector; B tasks of 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,8 +16,10 @@ from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from metadiff.adapter import NONE, Generated
 from metadiff.concepts import DescribedTask
 from metadiff.errors import DataError
+from metadiff.learner import Perceptron
 from metadiff.rows import SPLITS, Rows
 from metadiff.standard import Standard
 from metadiff.vectors import Vectors
@@ -45,14 +49,14 @@ def sentences_of(tasks: Sequence[DescribedTask], vectors: Vectors, scale: Standa
 
 
 @dataclass(frozen=True)
-class _Kinds:
-    """Of each task some classes, padded; and how many they are."""
+class Groups:
+    """Of each task some numbers, such as those of classes, padded; and how many they are."""
 
-    label_TK: Tensor
+    member_TK: Tensor
     count_T: Tensor
 
     @classmethod
-    def of(cls, groups: Sequence[Collection[int]]) -> _Kinds:
+    def of(cls, groups: Sequence[Collection[int]]) -> Groups:
         padded_TK = pad_sequence([torch.tensor([*group], dtype=torch.long) for group in groups], batch_first=True)
         return cls(padded_TK, torch.tensor([len(group) for group in groups]))
 
@@ -60,16 +64,22 @@ class _Kinds:
         """(B, count), any of them with equal chance."""
         share_BS = torch.rand(len(which_B), count, generator=generator)
         place_BS = (share_BS * self.count_T[which_B, None]).long()
-        return self.label_TK[which_B].gather(1, place_BS)
+        return self.member_TK[which_B].gather(1, place_BS)
+
+    def whole(self, which_B: Tensor) -> Tensor:
+        """(B, K): all of them, and none where a task has fewer than others."""
+        count_B1 = self.count_T[which_B, None]
+        member_BK = self.member_TK[which_B, : int(count_B1.max())]
+        return member_BK.masked_fill(torch.arange(member_BK.shape[1]) >= count_B1, NONE)
 
 
 @dataclass(frozen=True)
 class DescribedImages:
     """Where the images of T tasks are drawn from: a class of those that are right or wrong, then one of its images."""
 
-    yes: _Kinds
-    near: _Kinds
-    wrong: _Kinds  # near ones too
+    yes: Groups
+    near: Groups
+    wrong: Groups  # near ones too
     rows_LN: Tensor  # the images of each class, padded
     count_L: Tensor
 
@@ -86,7 +96,7 @@ class DescribedImages:
                 raise DataError(f"task {task.name!r}: no image of {' and '.join(splits)} is {'wrong' if yes else 'right'} for it")
             for group, labels in zip(groups, (yes, near or wrong, wrong), strict=True):
                 group.append(labels)
-        yes_kinds, near_kinds, wrong_kinds = (_Kinds.of(group) for group in groups)
+        yes_kinds, near_kinds, wrong_kinds = (Groups.of(group) for group in groups)
         counts = torch.tensor([len(members) for members in rows])
         return cls(yes_kinds, near_kinds, wrong_kinds, pad_sequence(rows, batch_first=True), counts)
 
@@ -126,21 +136,35 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class QuestionBatch:
+class SentenceBatch(ABC):
+    """Tasks by their sentences, whatever their images are."""
+
     sentence_BD: Tensor
     concept_B: Tensor
     task_B: Tensor
     plain_B: Tensor
+
+    @abstractmethod
+    def loss(self, learner: Generated, theta_BP: Tensor) -> Tensor:
+        """Mean cross-entropy of the images, each task's by weights of its own."""
+
+    def with_noise(self, deviation: float, generator: Generator) -> Self:
+        """On the sentences."""
+        noise_BD = torch.randn(self.sentence_BD.shape, generator=generator).to(self.sentence_BD)
+        return replace(self, sentence_BD=self.sentence_BD + deviation * noise_BD)
+
+
+@dataclass(frozen=True)
+class QuestionBatch(SentenceBatch):
     inputs_BNE: Tensor  # those of images that are wrong, then as many that are right
 
     @property
     def target_N(self) -> Tensor:
         return answers(self.inputs_BNE.shape[1] // 2).to(self.inputs_BNE.device)
 
-    def with_noise(self, deviation: float, generator: Generator) -> QuestionBatch:
-        """On the sentences."""
-        noise_BD = torch.randn(self.sentence_BD.shape, generator=generator).to(self.sentence_BD)
-        return replace(self, sentence_BD=self.sentence_BD + deviation * noise_BD)
+    def loss(self, learner: Generated, theta_BP: Tensor) -> Tensor:
+        assert isinstance(learner, Perceptron)
+        return answer_loss(learner.scores(theta_BP, learner.inputs(self.inputs_BNE)), self.target_N).mean()
 
 
 def answer_loss(scores_BNW: Tensor, target_N: Tensor) -> Tensor:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import silu
 
+from metadiff.adapter import Adapter, Generated
 from metadiff.denoiser import initialise
-from metadiff.described import QuestionBatch, answer_loss
+from metadiff.described import SentenceBatch
 from metadiff.diffusion import Noise
-from metadiff.learner import Perceptron
 from metadiff.rng import torch_stream
 
 SHORT = 1e-3  # how much long latents cost: none would be too long for the decoder
@@ -27,8 +28,6 @@ STEP = 5.0  # of a free latent against that of a weight of a network, at the sam
 
 class LatentSource(ABC):
     """A model that has a latent for every concept of training, and decodes any latent to weights."""
-
-    learner: Perceptron
 
     @property
     @abstractmethod
@@ -44,7 +43,7 @@ class LatentSource(ABC):
         """(B, Z) to weights (B, P)."""
 
     @torch.no_grad()
-    def drawn(self, batch: QuestionBatch, generator: Generator) -> Tensor:
+    def drawn(self, batch: SentenceBatch, generator: Generator) -> Tensor:
         """(B, Z), for others to learn from."""
         return self.latent_CZ[batch.concept_B]
 
@@ -56,7 +55,7 @@ class LatentSource(ABC):
 class Decoder(nn.Module):
     """Latent to weights: those of a start, and what a network of three layers adds, each in units of its fan in."""
 
-    def __init__(self, learner: Perceptron, *, latent: int, hidden: int) -> None:
+    def __init__(self, learner: Generated, *, latent: int, hidden: int) -> None:
         super().__init__()
         self.enter, self.middle, self.give = (
             nn.Linear(a, b) for a, b in ((latent, hidden), (hidden, hidden), (hidden, learner.size))
@@ -72,12 +71,16 @@ class Decoder(nn.Module):
         return out
 
     def begin(self, seed: int) -> None:
+        """What an adapter starts with adds nothing."""
         with torch.no_grad():
             nn.init.normal_(self.start_P, generator=torch_stream(seed, "init", "start"))
             nn.init.ones_(self.unit_P)
             for part in self.learner.layout():
+                own = slice(part.offset, part.offset + part.size)
                 fan = {"enter.weight": self.learner.dim, "leave.weight": self.learner.hidden}.get(part.name, 1)
-                self.unit_P[part.offset : part.offset + part.size] = 1 / math.sqrt(fan)
+                self.unit_P[own] = 1 / math.sqrt(fan)
+                if isinstance(self.learner, Adapter) and part.name in self.learner.adds:
+                    self.start_P[own] = 0
 
 
 class Reader(nn.Module):
@@ -130,10 +133,15 @@ def begin(net: nn.Module, *, seed: int) -> None:
                 nn.init.zeros_(parameter)
 
 
-def task_loss(learner: Perceptron, theta_BP: Tensor, batch: QuestionBatch) -> Tensor:
-    """Cross-entropy of the batch's images."""
-    scores_BNW = learner.scores(theta_BP, learner.inputs(batch.inputs_BNE))
-    return answer_loss(scores_BNW, batch.target_N).mean()
+def descend(start_BZ: Tensor, loss_of: Callable[[Tensor], Tensor], *, lr: float, steps: int) -> Tensor:
+    """Latents by Adam from these, each by its own loss, of which there are B."""
+    latent_BZ = start_BZ.clone().requires_grad_()
+    optimizer = torch.optim.Adam([latent_BZ], lr=lr)
+    for _ in range(steps):
+        with torch.enable_grad():
+            (latent_BZ.grad,) = torch.autograd.grad(loss_of(latent_BZ).sum(), [latent_BZ])
+        optimizer.step()
+    return latent_BZ.detach()
 
 
 class HNetNet(nn.Module):
@@ -149,7 +157,7 @@ class HNet(LatentSource):
     a plain auto-decoder, from whose latents nothing new is generalised as well (docs/deviations.md).
     """
 
-    def __init__(self, learner: Perceptron, net: HNetNet, *, match: float, latent_noise: float, text_noise: float) -> None:
+    def __init__(self, learner: Generated, net: HNetNet, *, match: float, latent_noise: float, text_noise: float) -> None:
         self.learner, self.match, self.latent_noise, self.text_noise = learner, match, latent_noise, text_noise
         self._net = net
 
@@ -157,12 +165,12 @@ class HNet(LatentSource):
     def net(self) -> HNetNet:
         return self._net
 
-    def loss(self, batch: QuestionBatch, generator: Generator) -> Tensor:
+    def loss(self, batch: SentenceBatch, generator: Generator) -> Tensor:
         told_BZ = self._net.reader(batch.with_noise(self.text_noise, generator).sentence_BD, generator)
         free_BZ = self._net.latents(batch.concept_B)
         noise_BZ = self.latent_noise * torch.randn(free_BZ.shape, generator=generator).to(free_BZ.device)
         weights = (self._net.decoder(latent_BZ) for latent_BZ in (free_BZ + noise_BZ, told_BZ))
-        losses = torch.stack([task_loss(self.learner, theta_BP, batch) for theta_BP in weights])
+        losses = torch.stack([batch.loss(self.learner, theta_BP) for theta_BP in weights])
         apart = (free_BZ - told_BZ.detach()).square().sum(1).mean()
         loss: Tensor = losses.sum() + self.match * apart + SHORT * told_BZ.square().sum(1).mean()
         return loss
@@ -177,7 +185,7 @@ class HNet(LatentSource):
         return theta
 
     @torch.no_grad()
-    def drawn(self, batch: QuestionBatch, generator: Generator) -> Tensor:
+    def drawn(self, batch: SentenceBatch, generator: Generator) -> Tensor:
         """Free ones and, where a sentence has one right answer, as often what it tells: its noise makes ever other ones."""
         told_B = (torch.rand(len(batch.concept_B), generator=generator) < TOLD).to(batch.plain_B.device) & batch.plain_B
         return torch.where(told_B[:, None], self.latent_of(batch.sentence_BD), super().drawn(batch, generator))

@@ -107,7 +107,7 @@ def backward(method: Method, batch: Batch, generator: Generator) -> Tensor:
 class MetaTraining(Generic[M, B]):
     """The state of one meta-training: weights, their average, the optimiser's moments, steps done, and the best weights so far.
 
-    The method is judged with its averaged weights; the weights of the best judgement (or the last) are kept, raw ones and average.
+    The method is judged with its averaged weights; those of the best judgement (or the last) are kept, raw and average.
     """
 
     def __init__(self, pace: Pace, method: M, lesson: Lesson[M, B], *, seed: int) -> None:

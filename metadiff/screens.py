@@ -1,13 +1,12 @@
 """What the commands of `metadiff` show: tables, lines and where the pictures went."""
 
 import argparse
-import json
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
@@ -16,55 +15,24 @@ from rich.text import Text
 
 from metadiff.artifact import write_synced
 from metadiff.errors import DataError, ParamsError
+from metadiff.resultscreens import COLUMNS, MEANING, PLOT, result_cells
 
 if TYPE_CHECKING:
     from metadiff.ask import Sheet
     from metadiff.classification import Report
     from metadiff.toy import Scores, Size
 
-COLUMNS = ("shots", "classifier", "accuracy", "to ncm", "to gaussian", "to regression", "nll", "ece")
-MEANING = "accuracy in per cent and paired differences, ± half of the 95 % interval over episodes, not over classes or seeds"
 WIDTH = 110  # of the table, where no terminal says how wide it is
 PARAMS = Path("params.yaml")
 IMAGES, FEATURES = Path("data/prepared/images.h5"), Path("data/backbone/features.h5")
 GENERATOR = Path("data/generator")
-METRICS = Path("data/results/metrics.json")
-PLOT = Path("plots/run.png")
 FEW = 20  # pictures that are listed one by one
-NEXT = """
-Next:
-  dvc exp run -S metatrain.dropout=0.5   try a parameter; only what it touches runs again
-  metadiff compare                       compare it with this run
-  metadiff trace test.shot1.metadiff     where these numbers are from, down to the images"""
 
 
 def plain_console() -> Console:
     """As wide as a table needs, where no terminal says how wide it is."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
-
-
-def show_results(console: Console, *, split: str, markdown: bool = False, with_next: bool = False) -> None:
-    if not METRICS.is_file():
-        raise DataError(f"{METRICS}: there is no result yet; make one with: make repro")
-    metrics = json.loads(METRICS.read_text(encoding="utf-8"))
-    episodes = f"{metrics['query']} queries a class, {metrics['episodes']} episodes of {split} classes"
-    about = f"{metrics['dataset']}: {metrics['way']}-way, {episodes}"
-    lines = [
-        about,
-        MEANING,
-    ]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
-    if markdown:
-        console.print(f"\n{results_markdown(metrics, split=split)}", highlight=False, soft_wrap=True)
-    else:
-        console.print(results_table(metrics, split=split))
-    if with_next:
-        from metadiff.plots import draw_run  # with pandas and matplotlib, which take a second
-
-        plot = draw_run(PLOT) or "none here (data/ is not pulled)"
-        lines = [f"Numbers: {METRICS}; one row an episode: {METRICS.with_name('episodes.csv')}", f"Plots:   {plot}", NEXT]
-        console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def show_store(console: Console, path: Path) -> None:
@@ -273,36 +241,6 @@ def classes_table(report: "Report") -> Table:
     for label, learnt, predicted, confidence, right in by_class(report):
         table.add_row(Text(label), str(learnt), str(predicted), "" if confidence is None else f"{confidence:.3f}", right)
     return table
-
-
-def results_table(metrics: dict[str, Any], *, split: str) -> Table:
-    table = Table()
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "classifier" else "right")
-    for shot, classifiers in metrics[split].items():
-        for name, cell in classifiers.items():
-            table.add_row(shot.removeprefix("shot"), name, *result_cells(cell))
-        table.add_section()
-    return table
-
-
-def results_markdown(metrics: dict[str, Any], *, split: str) -> str:
-    lines = [COLUMNS, ("---",) * len(COLUMNS)]
-    for shot, classifiers in metrics[split].items():
-        lines += [(shot.removeprefix("shot"), name, *result_cells(cell)) for name, cell in classifiers.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def result_cells(cell: dict[str, Any]) -> Iterator[str]:
-    yield f"{cell['accuracy']:.2f} ± {cell['ci95']:.2f}"
-    for rival in ("ncm", "gaussian", "regression"):
-        yield difference(cell.get(f"vs_{rival}"))
-    yield f"{cell['nll']:.3f}"
-    yield f"{cell['ece']:.1f}"
-
-
-def difference(cell: dict[str, float] | None) -> str:
-    return f"{cell['diff']:+.2f} ± {cell['ci95']:.2f}" if cell else ""
 
 
 def show_toy(console: Console, *, seed: int, out: Path, size: "Size | None" = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from metadiff import diffusion
+from metadiff.adapter import Adapter, Generated
 from metadiff.baselines.fromtext import EndToEnd, EndToEndNet, Joint, JointNet, LatentRegression
 from metadiff.hypernet import Decoder, HNet, HNetNet, Latents, LatentSource, Reader, begin
-from metadiff.learner import Perceptron, build_learner
+from metadiff.learner import Perceptron
 from metadiff.methods.hyperldm import HyperCLIP, HyperLDM, LatentDenoiser, WeightEncoder
 from metadiff.methods.latents import HVAE, MAML, source_net, source_of
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 SOURCES = ("hnet", "maml", "hvae")
 TEXT_MODELS = (*SOURCES, "hyperldm", "hyperclip", "mlp", "end-to-end", "joint")
 OF_LATENTS = ("hyperldm", "hyperclip", "mlp")
+LEARNERS: dict[str, Callable[..., Generated]] = {"mlp": Perceptron, "adapter": Adapter}  # joint, maml and hvae: the first alone
 
 TextMethod = HNet | HyperLDM | HyperCLIP | LatentRegression | EndToEnd | Joint  # they read sentences
 Taught = TextMethod | MAML | HVAE
@@ -33,7 +35,7 @@ KEPT = {
 
 
 def text_facts(
-    section: Section, model: str, *, learner: Perceptron, sentence: int, concepts: list[str], seed: int
+    section: Section, model: str, *, learner: Generated, sentence: int, concepts: list[str], seed: int
 ) -> dict[str, Any]:
     """All that `build_text` needs; a checkpoint carries it."""
     own = {"model": model, "learner": asdict(learner), "sentence": sentence, "concepts": concepts, "seed": seed}
@@ -51,8 +53,7 @@ def build_text(
 
     ``known`` are tensors that `maml` and `hvae` have besides: the latents of concepts, once trained, and the scale of weights.
     """
-    learner, model, sentence = build_learner(facts["learner"]), facts["model"], facts["sentence"]
-    assert isinstance(learner, Perceptron)
+    learner, model, sentence = LEARNERS[facts["learner"]["kind"]](**facts["learner"]), facts["model"], facts["sentence"]
     hidden, latent = facts["hidden"], facts["latent"]
     text = {"hidden": facts["text_hidden"], "dropout": facts["dropout"]}
     both = {"hidden": hidden, "text_hidden": facts["text_hidden"], "dropout": facts["dropout"]}
@@ -62,10 +63,12 @@ def build_text(
             decoder, latents = Decoder(learner, latent=latent, hidden=hidden), Latents(len(facts["concepts"]), latent)
             net = HNetNet(decoder, latents, Reader(sentence, out=latent, **text))
         elif model in SOURCES:
+            assert isinstance(learner, Perceptron)
             net = source_net(facts, learner)
         elif model == "end-to-end":
             net = EndToEndNet(Decoder(learner, latent=latent, hidden=hidden), Reader(sentence, out=latent, **text))
         elif model == "joint":
+            assert isinstance(learner, Perceptron)
             net = JointNet(learner.dim, sentence, **both)
         elif model == "mlp":
             net = Reader(sentence, out=latent, **text)
@@ -80,7 +83,7 @@ def build_text(
 
 def _method(
     facts: Mapping[str, Any],
-    learner: Perceptron,
+    learner: Generated,
     net: Any,  # noqa: ANN401 - one a model
     source: LatentSource | None,
     known: Mapping[str, Tensor],
@@ -89,6 +92,7 @@ def _method(
     if model == "hnet":
         return HNet(learner, net, match=facts["match"], latent_noise=facts["latent_noise"], text_noise=noise)
     if model in SOURCES:
+        assert isinstance(learner, Perceptron)
         return source_of(facts, learner, net, known)
     if model == "end-to-end":
         return EndToEnd(learner, net, text_noise=noise)

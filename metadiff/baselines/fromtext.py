@@ -8,10 +8,10 @@ from __future__ import annotations
 from torch import Generator, Tensor, nn
 from torch.nn.functional import silu
 
-from metadiff.described import QuestionBatch, answer_loss
+from metadiff.adapter import Generated
+from metadiff.described import QuestionBatch, SentenceBatch, answer_loss
 from metadiff.diffusion import Noise
-from metadiff.hypernet import Decoder, LatentSource, Reader, task_loss
-from metadiff.learner import Perceptron
+from metadiff.hypernet import Decoder, LatentSource, Reader
 from metadiff.standard import Standard
 
 
@@ -24,16 +24,16 @@ class EndToEndNet(nn.Module):
 class EndToEnd:
     """The bar for all that goes by two stages: a hypernetwork of the sentence, trained on the answers alone."""
 
-    def __init__(self, learner: Perceptron, net: EndToEndNet, *, text_noise: float) -> None:
+    def __init__(self, learner: Generated, net: EndToEndNet, *, text_noise: float) -> None:
         self.learner, self.text_noise, self._net = learner, text_noise, net
 
     @property
     def net(self) -> EndToEndNet:
         return self._net
 
-    def loss(self, batch: QuestionBatch, generator: Generator) -> Tensor:
+    def loss(self, batch: SentenceBatch, generator: Generator) -> Tensor:
         told_BZ = self._net.reader(batch.with_noise(self.text_noise, generator).sentence_BD, generator)
-        return task_loss(self.learner, self._net.decoder(told_BZ), batch)
+        return batch.loss(self.learner, self._net.decoder(told_BZ))
 
     def weights(self, sentence_BD: Tensor, noise: Noise) -> Tensor:
         theta_BP: Tensor = self._net.decoder(self._net.reader(sentence_BD))
@@ -86,7 +86,7 @@ class LatentRegression:
     def net(self) -> Reader:
         return self._net
 
-    def loss(self, batch: QuestionBatch, generator: Generator) -> Tensor:
+    def loss(self, batch: SentenceBatch, generator: Generator) -> Tensor:
         batch = batch.with_noise(self.text_noise, generator)
         want_BZ = self.scale.standardise(self.source.drawn(batch, generator))
         told_BZ = self._net(batch.sentence_BD, generator)

@@ -19,10 +19,10 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize, sil
 
 from metadiff import diffusion
 from metadiff.denoiser import FREQUENCIES, time_features
-from metadiff.described import QuestionBatch
+from metadiff.described import SentenceBatch
 from metadiff.diffusion import Noise, Schedule
 from metadiff.errors import NumericError
-from metadiff.hypernet import LatentSource, Reader, drop
+from metadiff.hypernet import LatentSource, Reader, descend, drop
 from metadiff.standard import Standard
 
 MANY = 50  # latents, of whose deviation something can be said
@@ -66,7 +66,7 @@ class HyperLDM:
     def net(self) -> LatentDenoiser:
         return self._net
 
-    def loss(self, batch: QuestionBatch, generator: Generator) -> Tensor:
+    def loss(self, batch: SentenceBatch, generator: Generator) -> Tensor:
         batch = batch.with_noise(self.how["text_noise"], generator)
         clean_BZ = self.scale.standardise(self.source.drawn(batch, generator))
         drawn = partial(torch.randn, clean_BZ.shape, generator=generator)
@@ -150,7 +150,7 @@ class HyperCLIP:
     def net(self) -> WeightEncoder:
         return self._net
 
-    def loss(self, batch: QuestionBatch, generator: Generator) -> Tensor:
+    def loss(self, batch: SentenceBatch, generator: Generator) -> Tensor:
         batch = batch.with_noise(self.how["text_noise"], generator)
         latent_BZ = self.source.latent_CZ.detach()[batch.concept_B]
         noise_BZ = torch.randn(latent_BZ.shape, generator=generator).to(latent_BZ.device)
@@ -164,15 +164,13 @@ class HyperCLIP:
 
     def latents(self, sentence_BD: Tensor, noise: Noise, *, pull: float = 0.1) -> Tensor:
         """By Adam from the mean of latents, each sentence its own."""
-        offset_BZ = torch.zeros(len(sentence_BD), len(self.scale.mean_D), device=sentence_BD.device, requires_grad=True)
-        optimizer = torch.optim.Adam([offset_BZ], lr=self.how["guide_lr"])
-        for _ in range(self.how["guide_steps"]):
-            with torch.enable_grad():
-                likeness_B = cosine_similarity(self._seen(self.source.decode(self.scale.restore(offset_BZ))), sentence_BD)
-                loss = (-likeness_B + pull / 2 * offset_BZ.square().mean(1)).sum()
-                (offset_BZ.grad,) = torch.autograd.grad(loss, [offset_BZ])
-            optimizer.step()
-        return self.scale.restore(offset_BZ.detach())
+
+        def loss_of(offset_BZ: Tensor) -> Tensor:
+            likeness_B = cosine_similarity(self._seen(self.source.decode(self.scale.restore(offset_BZ))), sentence_BD)
+            return -likeness_B + pull / 2 * offset_BZ.square().mean(1)
+
+        start_BZ = torch.zeros(len(sentence_BD), len(self.scale.mean_D), device=sentence_BD.device)
+        return self.scale.restore(descend(start_BZ, loss_of, lr=self.how["guide_lr"], steps=self.how["guide_steps"]))
 
     def weights(self, sentence_BD: Tensor, noise: Noise, *, pull: float = 0.1) -> Tensor:
         return self.source.decode(self.latents(sentence_BD, noise, pull=pull))

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import one_hot
 
 from metadiff.described import QuestionBatch, answers
-from metadiff.hypernet import Decoder, LatentSource, Reader, task_loss
+from metadiff.hypernet import Decoder, LatentSource, Reader
 from metadiff.learner import Perceptron
 from metadiff.rng import torch_stream
 from metadiff.standard import Standard
@@ -69,7 +69,7 @@ class MAML(LatentSource):
         inner, outer = parted(batch)
         start_Z = self._net.start.latent_Z
         way_BZ = self.adapted(inner.inputs_BNE) - start_Z.detach()
-        return task_loss(self.learner, self.decode(start_Z + way_BZ), outer)
+        return outer.loss(self.learner, self.decode(start_Z + way_BZ))
 
     def adapted(self, inputs_BNE: Tensor) -> Tensor:
         """(B, Z): where the steps lead, each task's on its own images; without a slope."""

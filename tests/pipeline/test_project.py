@@ -14,7 +14,8 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from metadiff.lineage import LINEAGE, verify_chain
-from metadiff.screens import WIDTH, results_table
+from metadiff.resultscreens import results_table
+from metadiff.screens import WIDTH
 from stages.imports import ROOT
 from stages.runner import Exit
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from metadiff.courses import HELD, PathEnds, hvae_course
 from metadiff.described import QuestionBatch
 from metadiff.errors import DataError
-from metadiff.hypernet import LatentSource, task_loss
+from metadiff.hypernet import LatentSource
 from metadiff.methods.latents import HVAE, MAML, TABLE, divergence, parted
 from metadiff.rng import torch_stream
 from metadiff.standard import Standard
@@ -137,8 +137,8 @@ def test_maml_learns_to_adapt() -> None:
         optimizer.step()
     inner, outer = parted(signed(200, 10_000))
     with torch.no_grad():
-        before = task_loss(LEARNER, method.decode(method.net.start.latent_Z.expand(200, -1)), outer).item()
-        after = task_loss(LEARNER, method.decode(method.adapted(inner.inputs_BNE)), outer).item()
+        before = outer.loss(LEARNER, method.decode(method.net.start.latent_Z.expand(200, -1))).item()
+        after = outer.loss(LEARNER, method.decode(method.adapted(inner.inputs_BNE))).item()
     assert before > 0.6
     assert after < 0.45
 
