@@ -212,6 +212,14 @@ def test_rows_are_of_kinds_words_and_methods(studies: Path) -> None:
     assert found == pytest.approx(np.mean(means), abs=1e-4)
 
 
+def test_latents_that_published_models_draw_are_spread_like_those_of_training() -> None:
+    """The published sampler explodes."""
+    rows = json.loads((ROOT / "studies/from-text/table.json").read_bytes())
+    spread = {row["method"]: row["spread"] for row in rows if "spread" in row}
+    assert {*spread} == {"hyperldm-g1", "hyperldm-g1.5", "hyperldm-g3"}
+    assert all(len(of_seeds) == 5 and min(of_seeds) > 0.8 and max(of_seeds) < 1.2 for of_seeds in spread.values())
+
+
 def test_a_seed_that_has_not_two_tasks_of_a_kind_is_not_among_its_seeds(studies: Path) -> None:
     text = made_up(studies / "text")
     for seed, left in ((0, 0), (1, 1)):
