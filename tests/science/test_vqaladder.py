@@ -108,6 +108,7 @@ def result(folder: Path, place: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow  # whoever is first waits for all five models
 def test_the_rows_are_there_with_what_validation_chose(result: dict[str, Any]) -> None:
     assert [*result["rows"]] == ROWS
     for name, row in result["rows"].items():
@@ -119,6 +120,7 @@ def test_the_rows_are_there_with_what_validation_chose(result: dict[str, Any]) -
         assert bool(row["chosen"]) == bool(chosen)
 
 
+@pytest.mark.slow
 def test_clip_is_answered_as_by_the_files_themselves(result: dict[str, Any], folder: Path) -> None:
     """Mean over tasks, its interval, and over all images."""
     shares, hits, images = [], 0, 0
@@ -135,6 +137,7 @@ def test_clip_is_answered_as_by_the_files_themselves(result: dict[str, Any], fol
     assert row["pooled"] == pytest.approx(100 * hits / images)
 
 
+@pytest.mark.slow
 def test_whoever_is_told_the_question_knows_what_matters(result: dict[str, Any]) -> None:
     accuracy = {name: row["accuracy"] for name, row in result["rows"].items()}
     for name in ("hnet", "end-to-end", "mlp", "hyperldm-g1", "hyperldm-g1.5", "text-adapt"):
@@ -145,6 +148,7 @@ def test_whoever_is_told_the_question_knows_what_matters(result: dict[str, Any])
     assert accuracy["adapt"] > accuracy["uncond"] + 5  # images alone
 
 
+@pytest.mark.slow
 def test_the_result_says_what_it_is_of(result: dict[str, Any], folder: Path) -> None:
     assert result["files"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     assert result["tasks"] == {"train": 54, "val": 6, "test": 20}

@@ -127,7 +127,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("source", ["hnet", "maml", pytest.param("hvae", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("source", ["hnet", *(pytest.param(source, marks=pytest.mark.slow) for source in ("maml", "hvae"))])
 def test_every_model_is_trained_and_answers_the_same_tasks(checkout: Path, source: str) -> None:
     set_params(hyperldm={"latents_of": source})
     assert [_guarded(stage) for stage in STAGES] == [Exit.OK] * 3
@@ -213,7 +213,7 @@ def test_latents_spread_otherwise_than_those_of_training_are_said_and_of_few_tas
     assert len([*described.doubtful({"hyperldm-g1": 0.79}, tasks=50)]) == 1
 
 
-@pytest.mark.parametrize("source", ["hnet", "hvae"])
+@pytest.mark.parametrize("source", [pytest.param("hnet", marks=pytest.mark.slow), "hvae"])
 def test_the_order_of_models_changes_no_bytes(checkout: Path, source: str) -> None:
     """Those of latents wait for their source."""
     set_params(hyperldm={"models": [source, "joint", "mlp"], "latents_of": source})
