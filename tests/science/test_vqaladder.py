@@ -161,16 +161,16 @@ def test_the_result_says_what_it_is_of(result: dict[str, Any], folder: Path) -> 
 
 
 def test_two_runs_give_the_same_rows_and_other_steps_others(
-    folder: Path, place: Path, result: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    folder: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = []
     with chdir(place):
-        for name in ("one.json", "two.json"):
-            assert bench.main([str(folder), "--steps", "10", "--out", name]) == 0
+        for name, steps in (("one.json", 10), ("two.json", 10), ("other.json", 20)):
+            assert bench.main([str(folder), "--steps", str(steps), "--out", name]) == 0
             rows.append(json.loads(Path(name).read_text())["rows"])
     assert rows[0] == rows[1]
-    assert rows[0]["clip"] == result["rows"]["clip"]
-    assert rows[0]["hnet"] != result["rows"]["hnet"]
+    assert rows[0]["clip"] == rows[2]["clip"]
+    assert rows[0]["hnet"] != rows[2]["hnet"]
     said = capsys.readouterr()
     assert "metavqa: training: 50 steps" in said.err
     assert "metavqa: answers: 11 rows" in said.err
