@@ -179,9 +179,7 @@ def test_two_runs_give_the_same_rows_and_other_steps_others(
     assert f"{rows[0]['clip']['accuracy']:.2f} ± " in lines[0]
 
 
-def test_test_tasks_are_not_looked_at_before_the_models_are_taught(
-    folder: Path, place: Path, result: dict[str, Any], tmp_path: Path
-) -> None:
+def test_test_tasks_are_not_looked_at_before_the_models_are_taught(folder: Path, place: Path, tmp_path: Path) -> None:
     """With other test images the models and all that validation chose are the same."""
     shutil.copytree(folder, tmp_path / "other")
     tasks = json.loads((tmp_path / "other" / TEST).read_text())
