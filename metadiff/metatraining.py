@@ -61,7 +61,7 @@ class Pace:
     compile: bool = False
     optimizer: str = "adam"  # adam: AdamW | sgd
     rate: str = "metatrain.lr"  # the parameter that says how fast
-    last: bool = False  # whether the last weights are kept, and not those of the best judgement
+    slack: float = 0.0  # by how much a later judgement may be below the best, for its weights to be kept
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def backward(method: Method, batch: Batch, generator: Generator) -> Tensor:
 class MetaTraining(Generic[M, B]):
     """The state of one meta-training: weights, their average, the optimiser's moments, steps done, and the best weights so far.
 
-    The method is judged with its averaged weights; those of the best judgement (or the last) are kept, raw and average.
+    The method is judged with its averaged weights; those of the best judgement (or one hardly worse) are kept, raw and average.
     """
 
     def __init__(self, pace: Pace, method: M, lesson: Lesson[M, B], *, seed: int) -> None:
@@ -140,7 +140,8 @@ class MetaTraining(Generic[M, B]):
         self.step = until
         row = {"step": until, "loss": sum(losses) / len(losses), "lr": self._lr(until)}
         row |= {"score_raw": self._judge(self.method.net.state_dict()), "score": self._judge(self.average)}
-        if self.pace.last or row["score"] > self.best_score:
+        best = max((former["score"] for former in self.history), default=-math.inf)
+        if row["score"] > best or (self.pace.slack and row["score"] >= best - self.pace.slack):
             self.best_step, self.best_score = until, row["score"]
             raw = {name: value.detach().clone() for name, value in self.method.net.state_dict().items()}
             self.best = {"raw": raw, "average": {name: value.clone() for name, value in self.average.items()}}

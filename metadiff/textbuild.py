@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SOURCES = ("hnet", "maml", "hvae")
 TEXT_MODELS = (*SOURCES, "hyperldm", "hyperclip", "mlp", "end-to-end", "joint")
+LATE = 2.0  # points by which later weights of a source may be worse than its best, and be kept
 OF_LATENTS = ("hyperldm", "hyperclip", "mlp")
 LEARNERS: dict[str, Callable[..., Generated]] = {"mlp": Perceptron, "adapter": Adapter}  # joint, maml and hvae: the first alone
 

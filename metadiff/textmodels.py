@@ -38,7 +38,7 @@ from metadiff.questions import LEARNT_FROM
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
 from metadiff.standard import Standard
-from metadiff.textbuild import OF_LATENTS, SOURCES, TEXT_MODELS, Taught, TextMethod, build_text, text_facts
+from metadiff.textbuild import LATE, OF_LATENTS, SOURCES, TEXT_MODELS, Taught, TextMethod, build_text, text_facts
 from metadiff.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class TextModels:
     ends: PathEnds | None = None  # of the recorded paths, for `hvae`
 
     def pace(self, model: str) -> Pace:
-        """A source is trained to the end: at a high rate its latents are not yet such as others learn well."""
-        return replace(pace_of(self.section), rate="hyperldm.lr", last=model in SOURCES)
+        """Of a source late weights are better: at a high rate its latents are not yet such as others learn well."""
+        return replace(pace_of(self.section), rate="hyperldm.lr", slack=LATE if model in SOURCES else 0.0)
 
     def subject(self, model: str, source: LatentSource | None = None) -> Subject:
         """``source`` is the trained one, of whose latents others are."""

@@ -27,7 +27,7 @@ from metadiff.hypernet import HNet, LatentSource, descend
 from metadiff.metatraining import Lesson, MetaTraining, backward, pace_of
 from metadiff.methods.hyperldm import HyperCLIP, HyperLDM
 from metadiff.rng import torch_stream
-from metadiff.textbuild import OF_LATENTS, SOURCES, build_text, text_facts
+from metadiff.textbuild import LATE, OF_LATENTS, SOURCES, build_text, text_facts
 from metadiff.vqatasks import VQABatch, VQASplits, VQATasks
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Ladder:
             return self.splits.train.draw(generator, tasks=tasks, images=images)
 
         lesson: Lesson[Any, Any] = Lesson(draw, backward, self._score)
-        pace = replace(pace_of(self.section), rate="hyperldm.lr", last=model in SOURCES)
+        pace = replace(pace_of(self.section), rate="hyperldm.lr", slack=LATE if model in SOURCES else 0.0)
         training = MetaTraining(pace, method, lesson, seed=self.seed)
         while not training.finished:
             training.run()

@@ -58,8 +58,7 @@ def build(run: Run[Metatrain]) -> None:
             training = subject.training
             curve = pd.DataFrame(training.history).set_index("step").sort_index(axis=1)  # a restored history has another order
             curves.append(curve.add_prefix(f"{model}_"))
-            kept = "trained for" if training.pace.last else "best after"
-            run.say(f"{model}: {kept} {training.best_step} steps, {training.best_score:.1f} % on validation tasks")
+            run.say(f"{model}: weights of step {training.best_step}, {training.best_score:.1f} % on validation tasks")
             run.say(*subject.remarks())
     pd.concat(curves, axis=1).sort_index().to_csv(run.out / "curves.csv", lineterminator="\n")
 

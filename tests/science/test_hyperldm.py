@@ -364,9 +364,9 @@ def test_without_clipping_fewer_sentences_are_not_judged_and_what_is_not_finite_
         refuse_exploded(4.2 * torch.randn(500, 4, generator=torch_stream(0)))
 
 
-def test_sources_of_latents_keep_their_last_weights_and_others_their_best() -> None:
+def test_sources_of_latents_keep_late_weights_and_others_their_best() -> None:
     some = models(*TEXT_MODELS)
-    assert {model for model in TEXT_MODELS if some.pace(model).last} == {*SOURCES}
+    assert {model for model in TEXT_MODELS if some.pace(model).slack} == {*SOURCES}
 
 
 def test_weights_of_the_average_are_saved() -> None:
