@@ -94,9 +94,10 @@ def copy_project(root: Path, *more: str) -> Repository:
     return repository
 
 
-def set_params(root: Path, changes: Mapping[str, Mapping[str, object]]) -> None:
+def set_params(root: Path, changes: Mapping[str, Mapping[str, object]], *, base: Path | None = None) -> None:
+    """Those of a folder, changed; or those of another, such as the project's own."""
     yaml = YAML()
-    params = yaml.load(root / "params.yaml")
+    params = yaml.load((base or root) / "params.yaml")
     for section, values in changes.items():
         params[section].update(values)
     yaml.dump(params, root / "params.yaml")

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from ruamel.yaml import YAML
 from torch.nn.functional import conv2d, cross_entropy
 
 from metadiff.artifact import file_sha256, seal, verify, write_array
@@ -35,6 +34,7 @@ from stages.collect import STAGE
 from stages.executors import VARIABLE
 from stages.imports import ROOT
 from stages.runner import Exit, _guarded
+from tests import repository
 
 CLASSES, IMAGES, DIM, SHAPE = 9, 12, 16, (10, 10, 3)
 TINY = {"tasks": 20, "block": 8, "way": 3, "shot": 2, "steps": 12, "keep": 4, "lr": 0.05}
@@ -75,11 +75,7 @@ def draw_images(path: Path, rows: Rows, tasks: Sequence[DescribedTask]) -> None:
 
 
 def set_collect(**changes: object) -> None:
-    yaml = YAML()
-    params = yaml.load(ROOT / "params.yaml")
-    params["shared"]["threads"] = 1
-    params["collect"].update(TINY | changes)
-    yaml.dump(params, Path("params.yaml"))
+    repository.set_params(Path(), {"shared": {"threads": 1}, "collect": TINY | changes}, base=ROOT)
 
 
 @pytest.fixture

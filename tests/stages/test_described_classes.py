@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from ruamel.yaml import YAML
 
 from metadiff import Classifier, text
 from metadiff.artifact import verify
@@ -26,6 +25,7 @@ from metadiff.text import Encoder
 from stages import collect, described, evaluate, metatrain, prepare, pretrain
 from stages.imports import ROOT
 from stages.runner import Exit, _guarded
+from tests import repository
 from tests.stages.test_sentences_end_to_end import TINY
 
 STAGES = (prepare.STAGE, pretrain.STAGE, collect.STAGE, metatrain.STAGE, evaluate.STAGE)
@@ -63,11 +63,8 @@ def draw_own(root: Path, descriptions: Mapping[str, str]) -> None:
 def checkout(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Parameters for a folder of described classes, and an encoder that needs no package."""
     monkeypatch.setattr(text, "encoder_of", lambda name, cached: Encoder(name, {"encoder": "made up"}, made_up))
-    yaml, tiny = YAML(), deepcopy(TINY)
-    params = yaml.load(ROOT / "params.yaml")
-    for section in params:
-        params[section].update(tiny.get(section, {}) | OWN.get(section, {}))
-    yaml.dump(params, workplace / "params.yaml")
+    tiny = {section: TINY.get(section, {}) | OWN.get(section, {}) for section in TINY | OWN}
+    repository.set_params(workplace, deepcopy(tiny), base=ROOT)
     (workplace / "constraints.txt").write_bytes((ROOT / "constraints.txt").read_bytes())
     return workplace
 
@@ -149,10 +146,7 @@ def test_an_encoder_that_is_absent_is_said_before_an_image_is_read(
 
 
 def test_tasks_with_too_few_images_for_what_is_asked_are_said(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    yaml = YAML()
-    params = yaml.load(checkout / "params.yaml")
-    params["hyperldm"]["models"], params["evaluate"]["adapt_images"] = ["hnet"], [2, 12]
-    yaml.dump(params, checkout / "params.yaml")
+    repository.set_params(checkout, {"hyperldm": {"models": ["hnet"]}, "evaluate": {"adapt_images": [2, 12]}})
     draw_own(checkout / "own", {label: said(label) for label in LABELS})
     assert [_guarded(stage) for stage in STAGES] == [Exit.OK] * 5
     line = "evaluate: 3 of 3 test tasks have fewer than 9 images that are right, one 8: the same come again; lower "

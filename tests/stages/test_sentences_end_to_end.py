@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 from torch import Tensor
 
 from metadiff.artifact import seal, verify
@@ -23,6 +22,7 @@ from stages import collect, described, evaluate, metatrain
 from stages.executors import VARIABLE
 from stages.imports import ROOT
 from stages.runner import Exit, _guarded
+from tests import repository
 from tests.stages.test_collect import generated_features, others, told
 from tests.stages.test_weights import train_stopped_once
 
@@ -102,11 +102,8 @@ def tasks() -> list[DescribedTask]:
 
 
 def set_params(**changes: dict[str, Any]) -> None:
-    yaml = YAML()
-    params = yaml.load(ROOT / "params.yaml")
-    for section, values in TINY.items():
-        params[section].update(values | changes.get(section, {}))
-    yaml.dump(params, Path("params.yaml"))
+    tiny = {section: values | changes.get(section, {}) for section, values in TINY.items()}
+    repository.set_params(Path(), tiny, base=ROOT)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 
 from metadiff.artifact import seal, verify
 from metadiff.metatraining import MetaTraining
@@ -21,6 +20,7 @@ from stages import collect, evaluate, metatrain
 from stages.executors import VARIABLE
 from stages.imports import ROOT
 from stages.runner import Exit, _guarded
+from tests import repository
 
 CLASSES, IMAGES, DIM = 12, 14, 8
 TINY: dict[str, dict[str, Any]] = {
@@ -71,11 +71,8 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def set_params(**changes: dict[str, Any]) -> None:
-    yaml = YAML()
-    params = yaml.load(ROOT / "params.yaml")
-    for section, values in TINY.items():
-        params[section].update(values | changes.get(section, {}))
-    yaml.dump(params, Path("params.yaml"))
+    tiny = {section: values | changes.get(section, {}) for section, values in TINY.items()}
+    repository.set_params(Path(), tiny, base=ROOT)
 
 
 @pytest.fixture
