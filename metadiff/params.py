@@ -241,6 +241,7 @@ class Evaluate(Section):
     shots: Shots
     query: Annotated[int, Field(ge=1, le=1000)]
     episodes: Annotated[int, Field(ge=2, le=1_000_000)]  # an interval needs two
+    val_episodes: Annotated[int, Field(ge=2, le=1_000_000)]
     seed: Seed
     ridges: Annotated[tuple[Ridge, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
     spreads: Annotated[tuple[Spread, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
@@ -261,6 +262,11 @@ class Evaluate(Section):
     adapt_images: Annotated[tuple[AdaptImages, ...], Field(min_length=0, max_length=20), AfterValidator(_increasing)]
     adapt_lrs: Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
     adapt_steps: Annotated[tuple[OptimizerSteps, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
+
+    @property
+    def episodes_of(self) -> dict[str, int]:
+        """How many each split has a shot; on the first is chosen what is left open."""
+        return {"val": self.val_episodes, "test": self.episodes}
 
 
 class Params(Section):

@@ -50,7 +50,7 @@ def tables(params: Params) -> Iterator[Table]:
     yield from trajectories_tables(facts, accepted=len(store), **sizes, tasks_of=store.tasks_of)
     results = pd.read_csv(DATA / "results" / "episodes.csv")
     section, names = params.evaluate, sorted(results["classifier"].unique())
-    yield from results_tables(results, splits=SPLITS[1:], shots=section.shots, episodes=section.episodes, classifiers=names)
+    yield from results_tables(results, episodes=section.episodes_of, shots=section.shots, classifiers=names)
 
 
 def image_facts(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

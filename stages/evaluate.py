@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 IMAGES, FEATURES = Path("data/prepared/images.h5"), Path("data/backbone/features.h5")
 TRAJECTORIES, GENERATOR = Path("data/trajectories"), Path("data/generator")
-SPLITS = ("val", "test")  # in this order: what is left open is chosen on the first
 
 
 def build(run: Run[Evaluate]) -> None:
@@ -50,8 +49,11 @@ def build(run: Run[Evaluate]) -> None:
     of_pixels = any(made.inputs.of_pixels for made in weights.values())
     pictures = read_pictures(FEATURES, IMAGES, pixels=of_pixels)
     shown = pictures.to(run.device)
-    sizes = {"way": section.way, "query": section.query, "episodes": section.episodes, "seed": section.seed}
-    drawn = {(split, shot): draw_episodes(data, split, shot=shot, **sizes) for split, shot in product(SPLITS, section.shots)}
+    sizes, episodes_of = {"way": section.way, "query": section.query, "seed": section.seed}, section.episodes_of
+    drawn = {
+        (split, shot): draw_episodes(data, split, shot=shot, episodes=episodes, **sizes)
+        for (split, episodes), shot in product(episodes_of.items(), section.shots)
+    }
     features, generators = shown.features, make_generators(checkpoints, run.device)
     store = open_trajectories(TRAJECTORIES / "trajectories.zarr") if weights else None
     ends = PathEnds.of(store) if store is not None else None
@@ -64,14 +66,14 @@ def build(run: Run[Evaluate]) -> None:
         seen = pictures if of_weights(name) else Pictures(pictures.features)
         return partial(judge, name, pictures=seen, device=run.device)
 
-    size = dict.fromkeys(names, len(drawn) * section.episodes)
+    size = dict.fromkeys(names, sum(episodes_of.values()) * len(section.shots))
     folders = computed_units(run, size, job_of, save_unit, what="classifying", unit="episodes")
     *tables, choices = zip(*map(load_unit, folders), strict=True)
     chosen = dict(zip(names, choices, strict=True))
     rows, bins = (pd.concat(parts, ignore_index=True) for parts in tables)
     overlaps = {cell: shared_groups(episodes, data.group) for cell, episodes in drawn.items()}
     rows["overlap"] = [overlaps[row.split, row.shot][row.episode] for row in rows.itertuples()]
-    checks = results_contract(rows, splits=SPLITS, shots=section.shots, episodes=section.episodes, classifiers=tuple(names))
+    checks = results_contract(rows, episodes=episodes_of, shots=section.shots, classifiers=tuple(names))
     write_json(run.out / "checks.json", checks)
     rows.to_csv(run.out / "episodes.csv", index=False, lineterminator="\n")
     bins.to_csv(run.out / "calibration.csv", index=False, lineterminator="\n")
@@ -84,7 +86,7 @@ def build(run: Run[Evaluate]) -> None:
         tuned = candidates["finetune-random"][chosen["finetune-random"]["candidate"]]
         memory = memory_facts(run, weights, store, tuned, pictures=shown, data=data)
     write_json(run.out / "memory.json", memory)
-    about = {"dataset": data.dataset, "way": section.way, "query": section.query, "episodes": section.episodes}
+    about = {"dataset": data.dataset} | {key: getattr(section, key) for key in ("way", "query", "episodes", "val_episodes")}
     of_text = answer_sentences(run, IMAGES.parent, checkpoints, data, pictures)
     write_json(run.out / "metrics.json", about | summary(rows, bins) | {"chosen": chosen} | of_text)
     write_json(run.out / "lineage.json", run.lineage())

@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -210,7 +211,9 @@ def run(stage: str, cell: Path) -> int:
     started.append(subprocess.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=cell, env=environment))
     for number in early:
         started[0].send_signal(number)
-    return started[0].wait()
+    while started[0].poll() is None:  # not wait(): a signal just before it would be handled only after it
+        time.sleep(0.1)
+    return started[0].returncode
 
 
 def keep_results(cell: Path, results: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metadiff.params import load
 
-TIMED = 500  # one-shot tasks
+TIMED, WARMED = 500, 20  # one-shot tasks, and of them those to warm up with
 
 
 def adaptation_seconds(cell: Path) -> dict[str, float]:
@@ -41,12 +41,12 @@ def adaptation_seconds(cell: Path) -> dict[str, float]:
     ends = PathEnds.of(open_trajectories(cell / "data/trajectories/trajectories.zarr")) if weights else None
     tasks = make_training_tasks(ends, weights, features_ND, data)
     made = make_generators(checkpoints, "cpu"), weights, tasks
-    sizes = {"way": section.way, "shot": 1, "query": section.query, "episodes": TIMED}
-    episodes = draw_episodes(data, "test", **sizes, seed=section.seed)
+    sizes = {"way": section.way, "shot": 1, "query": section.query}
+    episodes, few = (draw_episodes(data, "test", **sizes, episodes=count, seed=section.seed) for count in (TIMED, WARMED))
     seconds = {}
     for name, candidates in classifiers(section, GaussianPosterior(features_ND, data), *made):
         candidate = candidates[chosen[name]["candidate"]]
-        candidate.adapt(pictures, episodes)  # to warm up
+        candidate.adapt(pictures, few)  # to warm up
         start = time.perf_counter()
         candidate.adapt(pictures, episodes)
         seconds[name] = (time.perf_counter() - start) * 1000 / TIMED

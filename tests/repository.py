@@ -36,6 +36,7 @@ TINY = {
         "shots": [1, 2],
         "query": 4,
         "episodes": 20,
+        "val_episodes": 15,
         "gradient_steps": 4,
         "curve": [1, 2],
         "curve_episodes": 3,

@@ -38,11 +38,12 @@ def test_each_stage_leaves_a_sealed_folder_that_opens_by_itself(finished: Reposi
 
 def test_the_numbers_are_those_of_the_table_beside_them(finished: Repository) -> None:
     metrics = json.loads((finished.root / "data/results/metrics.json").read_text())
-    assert {key: metrics[key] for key in ("dataset", "way", "query", "episodes")} == {
+    assert {key: metrics[key] for key in ("dataset", "way", "query", "episodes", "val_episodes")} == {
         "dataset": "pictures",
         "way": 2,
         "query": 4,
         "episodes": 20,
+        "val_episodes": 15,
     }
     lines = [line.split(",") for line in (finished.root / "data/results/episodes.csv").read_text().splitlines()]
     assert lines[0] == ["split", "shot", "classifier", "episode", "correct", "queries", "nll", "overlap"]

@@ -1,5 +1,6 @@
 """Studies: cells with parameters of their own, and the table that is made of them."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -330,11 +331,16 @@ def test_one_interrupt_reaches_a_stage_once_and_a_termination_is_passed_on(tmp_p
     code += "study.run('child', study.ROOT)"
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, start_new_session=True)
     log = tmp_path / "log"
-    wait_for(lambda: log.is_file() and "ready" in log.read_text())
-    os.killpg(parent.pid, signal.SIGINT)
-    wait_for(lambda: "2" in log.read_text().split())
-    os.kill(parent.pid, signal.SIGTERM)
-    assert parent.wait(timeout=20) == 0
+    try:
+        wait_for(lambda: log.is_file() and "ready" in log.read_text())
+        os.killpg(parent.pid, signal.SIGINT)
+        wait_for(lambda: "2" in log.read_text().split())
+        os.kill(parent.pid, signal.SIGTERM)
+        assert parent.wait(timeout=20) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
     assert log.read_text().split() == ["ready", "2", "15"]
 
 

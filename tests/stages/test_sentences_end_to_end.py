@@ -71,6 +71,7 @@ TINY: dict[str, dict[str, Any]] = {
         "shots": [1],
         "query": 2,
         "episodes": 6,
+        "val_episodes": 6,
         "ridges": [1.0],
         "spreads": [1.0],
         "curve": [],

@@ -60,6 +60,7 @@ TINY: dict[str, dict[str, Any]] = {
         "shots": [1, 2],
         "query": 4,
         "episodes": 20,
+        "val_episodes": 20,
         "curve": [],
         "draw_curve": [1, 3],
         "curve_episodes": 10,
