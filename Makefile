@@ -84,8 +84,8 @@ bench: $(BIN)/.runtime ## measurements, each a table and a JSON file in bench/re
 study: $(BIN)/.runtime ## make what is stale of a study, its table and its figure: make study NAME=few-shot
 	dvc repro --single-item $(if $(NAME),studies/$(NAME)/dvc.yaml,$(error say which: make study NAME=few-shot))
 
-tables: $(BIN)/.runtime ## write the table of every published study into README.md
-	python -m stages.table --readme
+tables: $(BIN)/.runtime ## write the table of every published study into its page
+	python -m stages.table --pages
 
 flow: $(BIN)/.runtime ## start a Prefect server and a worker for the deployment metadiff/full
 	@python -m flows.local start

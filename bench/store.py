@@ -1,6 +1,8 @@
-"""What the trajectory store costs: writing and reading it with each codec that has a checksum, and the same bytes as plain files.
+"""What the trajectory store costs: writing and reading it, the same through zarr with several codecs, and as plain files.
 
 python -m bench.store
+
+Through zarr means as its own writer does it, in the same layout: a file a block, a part a kept step, with a checksum each.
 """
 
 import json
@@ -11,12 +13,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import zarr
+from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from metadiff import trajectory_store
 from metadiff.trajectory import Trajectories
 from metadiff.trajectory_store import open_trajectories, write_trajectories
 
@@ -49,6 +53,20 @@ def store(folder: Path, blocks: list[Trajectories]) -> None:
     write_trajectories(folder, iter(blocks), count=BLOCKS * BLOCK, block=BLOCK, steps=steps, about={})
 
 
+def through_zarr(folder: Path, blocks: list[Trajectories], codec: BytesBytesCodec) -> None:
+    array = zarr.create_array(
+        folder,
+        shape=(BLOCKS * BLOCK, KEEP, SIZE),
+        dtype=np.float32,
+        chunks=(BLOCK, 1, SIZE),
+        shards=(BLOCK, KEEP, SIZE),
+        compressors=[codec],
+        config={"write_empty_chunks": True},
+    )
+    for number, block in enumerate(blocks):
+        array[number * BLOCK : (number + 1) * BLOCK] = block.weights_TKP
+
+
 def sync(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
@@ -67,6 +85,12 @@ def read_store(folder: Path) -> Iterator[np.ndarray]:
         yield opened.weights(block)
 
 
+def read_zarr(folder: Path) -> Iterator[np.ndarray]:
+    array = zarr.open_array(folder, mode="r")
+    for number in range(BLOCKS):
+        yield np.asarray(array[number * BLOCK : (number + 1) * BLOCK])
+
+
 def timed(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
@@ -76,13 +100,13 @@ def timed(work: Callable[[], object]) -> float:
 def main() -> None:
     blocks = generated()
     size = sum(block.weights_TKP.nbytes for block in blocks) / 1e6
-    ways = {"plain files": (plain, read_plain)} | dict.fromkeys(CODECS, (store, read_store))
+    ways = {"plain files": (plain, read_plain), "the store": (store, read_store)}
+    ways |= {f"zarr, {name}": (partial(through_zarr, codec=codec), read_zarr) for name, codec in CODECS.items()}
     seconds: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
     stored = {}
     with tempfile.TemporaryDirectory(dir=".") as place:
         for _ in range(ROUNDS):
             for way, (write, read) in ways.items():
-                trajectory_store.CODEC = CODECS.get(way, trajectory_store.CODEC)
                 folder = Path(place) / "store"
                 written = timed(lambda write=write, folder=folder: write(folder, blocks))
                 synced = written + timed(lambda folder=folder: sync(folder))
@@ -92,12 +116,13 @@ def main() -> None:
     rates = {way: [size / statistics.median(column) for column in zip(*times, strict=True)] for way, times in seconds.items()}
     names = ("write", "write_and_sync", "read")
     found = {way: dict(zip(names, three, strict=True)) | {"size": stored[way] / size} for way, three in rates.items()}
+    for one in found.values():
+        one["share_of_plain"] = one["write_and_sync"] / found["plain files"]["write_and_sync"]
     for way, one in found.items():
-        share = one["write_and_sync"] / found["plain files"]["write_and_sync"]
         print(
-            f"{way:12}"
+            f"{way:14}"
             + "".join(f" {name} {one[name]:6.0f} MB/s " for name in names)
-            + f" {share:5.2f} of plain, size {one['size']:.3f}"
+            + f" {one['share_of_plain']:5.2f} of plain, size {one['size']:.3f}"
         )
     facts = {"megabytes_per_second": found, "megabytes": size, "rounds": ROUNDS, "processor": platform.processor()}
     RESULT.parent.mkdir(exist_ok=True)

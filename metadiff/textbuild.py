@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from metadiff.adapter import Adapter, Generated
 from metadiff.baselines.fromtext import EndToEnd, EndToEndNet, Joint, JointNet, LatentRegression
 from metadiff.hypernet import Decoder, HNet, HNetNet, Latents, LatentSource, Reader, begin
 from metadiff.learner import Perceptron
+from metadiff.metatraining import Pace, pace_of
 from metadiff.methods.hyperldm import HyperCLIP, HyperLDM, LatentDenoiser, WeightEncoder
 from metadiff.methods.latents import HVAE, MAML, source_net, source_of
 
@@ -33,6 +34,11 @@ KEPT = {
     *("schedule", "times", "without_text", "clip", "sampler", "sampling_steps", "guide_steps", "guide_lr"),
     *("latents_of", "inner_steps", "inner_lr", "kl"),
 }
+
+
+def text_pace(section: Section, model: str) -> Pace:
+    """Of a source late weights are better: at a high rate its latents are not yet such as others learn well."""
+    return replace(pace_of(section), rate="hyperldm.lr", slack=LATE if model in SOURCES else 0.0)
 
 
 def text_facts(

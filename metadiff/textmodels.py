@@ -7,7 +7,7 @@ Shapes: T tasks, C templates of a sentence, D numbers of its vector, N images of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +33,12 @@ from metadiff.generator import trained_weights
 from metadiff.hypernet import LatentSource
 from metadiff.inputs import Inputs
 from metadiff.learner import Perceptron, build_learner
-from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, Weights, backward, pace_of
+from metadiff.metatraining import Lesson, MetaTraining, Subject, Weights, backward
 from metadiff.questions import LEARNT_FROM
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
 from metadiff.standard import Standard
-from metadiff.textbuild import LATE, OF_LATENTS, SOURCES, TEXT_MODELS, Taught, TextMethod, build_text, text_facts
+from metadiff.textbuild import OF_LATENTS, TEXT_MODELS, Taught, TextMethod, build_text, text_facts, text_pace
 from metadiff.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -61,16 +61,12 @@ class TextModels:
     seed: int
     ends: PathEnds | None = None  # of the recorded paths, for `hvae`
 
-    def pace(self, model: str) -> Pace:
-        """Of a source late weights are better: at a high rate its latents are not yet such as others learn well."""
-        return replace(pace_of(self.section), rate="hyperldm.lr", slack=LATE if model in SOURCES else 0.0)
-
     def subject(self, model: str, source: LatentSource | None = None) -> Subject:
         """``source`` is the trained one, of whose latents others are."""
         facts, course = self.facts(model), self.course(model)
         build = partial(build_text, facts, source=source, known=course.before, device=str(self.seen_NE.device))
         lesson: Lesson[Any, Any] = Lesson(course.draw, backward, course.score)
-        training = MetaTraining(self.pace(model), build(), lesson, seed=self.seed)
+        training = MetaTraining(text_pace(self.section, model), build(), lesson, seed=self.seed)
         return Subject(training, facts, partial(self.dump, course, build))
 
     def facts(self, model: str) -> dict[str, Any]:

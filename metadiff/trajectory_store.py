@@ -26,12 +26,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import Crc32cCodec
 from zarr.errors import BaseZarrError
 
@@ -40,9 +40,9 @@ from metadiff.errors import CorruptArtifactError, DataError
 from metadiff.trajectory import Floats, Ints, Trajectories
 
 FORMAT = 3
-CODEC: BytesBytesCodec = Crc32cCodec()
 KIND = "metadiff trajectories"
 EPISODES = "episodes"
+CHECKSUM, PLACE = 4, 16  # bytes of a CRC-32C, and of where a part begins and how long it is
 AXES = {
     "weights": ("task", "step", "parameter"),
     "loss": ("task", "step"),
@@ -67,9 +67,10 @@ def write_trajectories(
             weights = columns.pop("weights")
             if not start:
                 shape = (count, *weights.shape[1:])
-                array = _create(group, "weights", shape, weights.dtype, chunks=(block, 1, shape[2]), shards=(block, *shape[1:]))
-            array[start : start + len(weights)] = weights
-            syncs.append(disk.submit(sync, path / "weights" / "c" / str(number) / "0" / "0"))
+                _create(group, "weights", shape, weights.dtype, chunks=(block, 1, shape[2]), shards=(block, *shape[1:]))
+            file = weights_file(path, number)
+            _write_block(file, weights, rows=block)
+            syncs.append(disk.submit(sync, file))
             start += len(weights)
             for name, values in columns.items():
                 small[name].append(values)
@@ -158,13 +159,13 @@ class TrajectoryStore:
         return slice(None, None, between // segments)
 
     def weights_file(self, block: int) -> Path:
-        return self.path / "weights" / "c" / str(block) / "0" / "0"
+        return weights_file(self.path, block)
 
     def part_starts(self, block: int) -> list[int]:
         """Where in a block's file the weights of each kept step begin, as its index says."""
-        size = 16 * len(self.steps)
+        size = PLACE * len(self.steps)
         with self.weights_file(block).open("rb") as content:
-            content.seek(-size - 4, os.SEEK_END)  # after the index there is its checksum
+            content.seek(-size - CHECKSUM, os.SEEK_END)  # after the index there is its checksum
             return [int(start) for start in np.frombuffer(content.read(size), "<u8")[::2]]
 
     def block(self, block: int) -> Trajectories:
@@ -261,6 +262,32 @@ def open_trajectories(path: Path) -> TrajectoryStore:
     return TrajectoryStore(path)
 
 
+def weights_file(store: Path, block: int) -> Path:
+    return store / "weights" / "c" / str(block) / "0" / "0"
+
+
+def _write_block(file: Path, weights_TKP: Floats, *, rows: int) -> None:
+    """As zarr's sharding codec would, byte for byte: a part a kept step, then the places of all, each with its checksum.
+
+    On its way through zarr a block is copied about four times, which takes as long again as to write it (bench/store.py).
+    """
+    tasks, steps, size = weights_TKP.shape
+    part_TP = np.full((rows, size), np.nan, weights_TKP.dtype.newbyteorder("<"))  # where there are no more tasks it stays so
+    places: list[int] = []
+    file.parent.mkdir(parents=True)
+    with file.open("wb") as out:
+        for step in range(steps):
+            part_TP[:tasks] = weights_TKP[:, step]
+            places += [out.tell(), part_TP.nbytes + CHECKSUM]
+            _write_checked(out, part_TP)
+        _write_checked(out, np.array(places, "<u8"))
+
+
+def _write_checked(out: BinaryIO, values: NDArray[Any]) -> None:
+    out.write(values.data)
+    out.write(google_crc32c.value(values.reshape(-1).view(np.uint8)).to_bytes(CHECKSUM, "little"))
+
+
 def _write_small(group: zarr.Group, arrays: Mapping[str, NDArray[Any]]) -> None:
     """All tasks in one file each."""
     for name, values in arrays.items():
@@ -276,7 +303,7 @@ def _create(
         dtype=dtype,
         chunks=chunks,
         shards=shards,
-        compressors=[CODEC],
+        compressors=[Crc32cCodec()],
         fill_value=np.nan if dtype.kind == "f" else -1,
         config={"write_empty_chunks": True},  # no pass over the data to find that it is not empty
         dimension_names=AXES.get(name, ("step",)),
@@ -290,14 +317,14 @@ def _joined(first: Trajectories, second: Trajectories) -> Trajectories:
 def _facts(file: Path, *, parts: int = 0) -> dict[str, int | str]:
     """A file's size and checksums: of metadata the sha256, of data the CRC-32C that it ends in, which costs no reading.
 
-    A file of parts has a checksum at the end of each, then their index: 16 bytes a part and a checksum of its own.
+    A file of parts has a checksum at the end of each, then their index, with a checksum of its own.
     """
     size = file.stat().st_size
     if file.name == "zarr.json":
         return {"bytes": size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    ends = [number * ((size - 4) // parts - 16) for number in range(1, parts + 1)] if parts else [size]
+    ends = [number * ((size - CHECKSUM) // parts - PLACE) for number in range(1, parts + 1)] if parts else [size]
     with file.open("rb") as content:
-        sums = [os.pread(content.fileno(), 4, max(0, end - 4)).hex() for end in ends]
+        sums = [os.pread(content.fileno(), CHECKSUM, max(0, end - CHECKSUM)).hex() for end in ends]
     return {"bytes": size, "parts": parts, "crc32c": "".join(sums)}
 
 

@@ -7,7 +7,7 @@ Shapes: T tasks, B of them at a time, Z numbers of a latent, P weights, D number
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,10 @@ from metadiff.diffusion import Noise, gaussian_noise
 from metadiff.errors import NumericError
 from metadiff.evaluation import mean_and_ci95
 from metadiff.hypernet import HNet, LatentSource, descend
-from metadiff.metatraining import Lesson, MetaTraining, backward, pace_of
+from metadiff.metatraining import Lesson, MetaTraining, backward
 from metadiff.methods.hyperldm import HyperCLIP, HyperLDM
 from metadiff.rng import torch_stream
-from metadiff.textbuild import LATE, OF_LATENTS, SOURCES, build_text, text_facts
+from metadiff.textbuild import OF_LATENTS, build_text, text_facts, text_pace
 from metadiff.vqatasks import VQABatch, VQASplits, VQATasks
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ class Ladder:
             return self.splits.train.draw(generator, tasks=tasks, images=images)
 
         lesson: Lesson[Any, Any] = Lesson(draw, backward, self._score)
-        pace = replace(pace_of(self.section), rate="hyperldm.lr", slack=LATE if model in SOURCES else 0.0)
-        training = MetaTraining(pace, method, lesson, seed=self.seed)
+        training = MetaTraining(text_pace(self.section, model), method, lesson, seed=self.seed)
         while not training.finished:
             training.run()
         method.net.load_state_dict(training.best["average"])

@@ -1,7 +1,7 @@
 """The results of a study's cells -> table.json, a flat row for what each method is asked; figures; README's table.
 
     python -m stages.table few-shot   writes studies/few-shot/table.json and gain.png, and draws.png where it has draws_of
-    python -m stages.table --readme   writes the table of every study into README.md, between its two marks
+    python -m stages.table --pages    writes the table of every study into README.md or its `page`, between two marks
 
 A row is of a data set, a method and a number of shots, on test episodes. With `table_of: sentences` it is of a method, a kind of
 described task, and whether training has seen a sentence in such words, on test tasks; and the figure is ladder.png. What an
@@ -40,12 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m stages.table", description="The table of a study.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("study", nargs="?", choices=sorted(path.parent.name for path in STUDIES.glob("*/params.yaml")))
-    what.add_argument("--readme", action="store_true", help="write the tables that there are into README.md")
+    what.add_argument("--pages", action="store_true", help="write the tables that there are into README.md and docs")
     chosen = parser.parse_args(arguments)
     try:
-        if chosen.readme:
+        if chosen.pages:
             for path in sorted(STUDIES.glob("*/table.json")):
-                write_readme(path.parent.name, shown_rows(path.parent))
+                write_page(path.parent)
         else:
             write_table(STUDIES / chosen.study)
     except DataError as error:
@@ -85,6 +85,7 @@ def dataset_rows(study: Path, dataset: str, varied: Mapping[str, Any]) -> list[R
     told = [json.loads(content(result / "seconds.json")) for result in results]
     seconds = pd.DataFrame([of.get("described", {}) if sentences else of for of in told]).mean(numeric_only=True)
     spread = [json.loads(content(result / "metrics.json")).get("spread_of_latents", {}) for result in results if sentences]
+    memory = [json.loads(path.read_bytes()) for path in (result / "memory.json" for result in results) if path.is_file()]
     rows = []
     for asked in asked_sentences(results) if sentences else asked_episodes(results):
         found = [*asked.by_seed[0]["classifier"].unique()]
@@ -98,6 +99,8 @@ def dataset_rows(study: Path, dataset: str, varied: Mapping[str, Any]) -> list[R
             row |= compared(name, accuracy, asked.unit, rivals=varied["rivals"], same=same)
             row["nll"] = round(float(np.mean([of.loc[of["classifier"] == original, "nll"].mean() for of in asked.by_seed])), 4)
             row |= {"spread": [of[original] for of in spread]} if any(original in of for of in spread) else {}
+            far = [of[original]["reconstruction"] for of in memory if original in of]
+            row |= {"reconstruction": far} if far else {}
             rows.append(row | ({"seconds": round(float(seconds[original]), 3)} if original in seconds else {}))
     return rows
 
@@ -146,9 +149,11 @@ def draws_curves(study: Path, dataset: str, *, seeds: list[int], names: dict[str
 
 
 def shown_rows(study: Path) -> list[Row]:
-    """The rows of README: `shown` of the study's params; of sentences two groups of kinds, with the accuracy in unseen words."""
+    """Those on its page: `shown` of its params; of sentences two groups of kinds, with the accuracy in unseen words."""
     varied, rows = varied_of(study), json.loads((study / "table.json").read_bytes())
     rows = [row for row in rows if row["method"] in varied["shown"]]
+    if not all("reconstruction" in row for row in rows):  # is only of chains
+        rows = [{key: value for key, value in row.items() if key != "reconstruction"} for row in rows]
     if table_of(varied) != "sentences":
         return rows
     unseen = {(row["kind"], row["method"]): accuracy_of(row) for row in rows if row["text"] == "unseen"}
@@ -172,6 +177,7 @@ def columns(row: Row, rivals: list[str]) -> dict[str, str]:
     for rival in rivals:
         apart = f"{row[f'vs_{rival}']:+.2f} ± {row[f'vs_{rival}_ci95']:.2f}" if f"vs_{rival}" in row else ""
         shown[f"to {rival}"] = apart
+    shown |= {"reconstruction": f"{np.mean(row['reconstruction']):.3f}"} if "reconstruction" in row else {}
     return shown | {"nll": f"{row['nll']:.3f}", "s / 1000 tasks": f"{row['seconds']:.2f}" if "seconds" in row else ""}
 
 
@@ -189,14 +195,18 @@ def marks(study: str) -> tuple[str, str]:
     return f"<!-- {study}: written by make tables -->\n", f"\n<!-- end of {study} -->"
 
 
-def write_readme(study: str, rows: list[dict[str, Any]]) -> None:
-    path = ROOT / "README.md"
-    begin, end = marks(study)
+def page(study: Path) -> Path:
+    """Where its table is shown."""
+    return ROOT / str(varied_of(study).get("page", "README.md"))
+
+
+def write_page(study: Path) -> None:
+    path, (begin, end) = page(study), marks(study.name)
     before, _, rest = path.read_text(encoding="utf-8").partition(begin)
     _, found, after = rest.partition(end)
     if not found:
-        raise DataError(f"README.md: no place for the table of {study}; write the lines {begin.strip()} and {end.strip()}")
-    path.write_text(before + begin + markdown(rows) + end + after, encoding="utf-8")
+        raise DataError(f"{path.name}: no place for the table of {study.name}; write the lines {begin.strip()} and {end.strip()}")
+    path.write_text(before + begin + markdown(shown_rows(study)) + end + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -190,6 +190,7 @@ def test_rows_pair_the_episodes_of_a_seed(studies: Path) -> None:
         results.mkdir(parents=True)
         (results / "seconds.json").write_text(json.dumps({"ncm": 0.1, "metadiff": 0.3 + 0.2 * seed}))
         (results / "metrics.json").write_text(json.dumps({"way": 5, "episodes": 50, "chosen": {"ncm": {}, "metadiff": {}}}))
+        (results / "memory.json").write_text(json.dumps({"metadiff": {"reconstruction": 0.4 + seed, "verdict": "generalises"}}))
         parts = [
             pd.DataFrame(
                 {"split": split, "shot": 1, "classifier": name, "episode": range(50), "correct": right, "queries": 75, "nll": 0.5}
@@ -206,6 +207,7 @@ def test_rows_pair_the_episodes_of_a_seed(studies: Path) -> None:
     apart = 100 * (correct[:, 1] - correct[:, 0]) / 75
     assert (ncm["method"], metadiff["method"], metadiff["seeds"], metadiff["seconds"]) == ("ncm", "metadiff", 2, 0.4)
     assert metadiff["vs_ncm"] == pytest.approx(apart.mean(), abs=1e-3)
+    assert (metadiff["reconstruction"], ncm.get("reconstruction")) == ([0.4, 1.4], None)
     above = sum(row.mean() > 1.96 * row.std(ddof=1) / 50**0.5 for row in apart)
     assert metadiff["seeds_above_ncm"] == above
     assert "vs_ncm" not in ncm
@@ -216,6 +218,34 @@ def test_rows_pair_the_episodes_of_a_seed(studies: Path) -> None:
     with Image.open(few / "gain.png") as picture:
         assert picture.width > picture.height
     assert not (few / "draws.png").exists()
+    told = {"reconstruction", "nll"}
+    for shown, said in ((["ncm", "metadiff"], {"nll"}), (["metadiff"], told)):  # not where others would be without it
+        YAML().dump(changed | {"shown": shown}, few / "params.yaml")
+        heading = table.markdown(table.shown_rows(few)).splitlines()[0]
+        assert told & {cell.strip() for cell in heading.split("|")} == said
+
+
+def test_a_table_goes_to_the_page_that_its_study_says(
+    studies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(table, "ROOT", studies)
+    monkeypatch.setattr(table, "shown_rows", lambda of: [{"kind": "", "method": of.name, "shot": 1}])
+    monkeypatch.setattr(table, "markdown", lambda rows: f"the table of {rows[0]['method']}")
+    for name, page in (("first", "README.md"), ("second", "docs/second.md")):
+        few = varied(studies / name, one={})
+        (few / "table.json").write_text("[]")
+        if page != "README.md":
+            YAML().dump(study.varied_of(few) | {"page": page}, few / "params.yaml")
+        (studies / page).parent.mkdir(exist_ok=True)
+        (studies / page).write_text("above\n" + "of old".join(table.marks(name)) + "\nbelow\n")
+    assert table.main(["--pages"]) == 0
+    for name, page in (("first", "README.md"), ("second", "docs/second.md")):
+        text = (studies / page).read_text()
+        assert f"-->\nthe table of {name}\n<!-- end" in text
+        assert (text.startswith("above"), text.endswith("below\n"), "of old" in text) == (True, True, False)
+    (studies / "docs/second.md").write_text("no marks")
+    assert table.main(["--pages"]) == os.EX_DATAERR
+    assert "second.md: no place for the table of second; write the lines" in capsys.readouterr().err
 
 
 def kept_by(cell: Path, **files: str) -> set[str]:
@@ -351,12 +381,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_readme_has_the_table_of_every_published_study() -> None:
+def test_its_page_has_the_table_of_every_published_study() -> None:
     for folder in PUBLISHED:
         rows = json.loads((folder / "table.json").read_bytes())
         assert all(row.keys() >= COLUMNS and row.keys() & {"episodes", "tasks"} for row in rows)
         begin, end = table.marks(folder.name)
-        assert begin + table.markdown(table.shown_rows(folder)) + end in (ROOT / "README.md").read_text(), "run: make tables"
+        assert begin + table.markdown(table.shown_rows(folder)) + end in table.page(folder).read_text(), "run: make tables"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,20 @@ def test_paths_of_sentences_are_of_no_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ends", [(), (8, 16), (1, 2, 3), (0, 8, 8, 23), (22,)])
 def test_the_bytes_do_not_depend_on_how_the_tasks_come(tmp_path: Path, ends: tuple[int, ...]) -> None:
     assert files(write(tmp_path / "a.zarr", *ends)) == files(write(tmp_path / "b.zarr", 4, 12))
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8", "f2"])
+def test_the_files_of_weights_are_those_that_zarr_would_write(tmp_path: Path, kind: str) -> None:
+    whole = content()
+    weights = whole.weights_TKP.astype(kind)
+    parts = cut(replace(whole, weights_TKP=weights), 4, 12)
+    write_trajectories(tmp_path / "a.zarr", parts, count=COUNT, block=BLOCK, steps=STEPS, about=ABOUT)
+    shutil.copytree(tmp_path / "a.zarr", tmp_path / "b.zarr")
+    shutil.rmtree(tmp_path / "b.zarr/weights/c")
+    zarr.open_group(tmp_path / "b.zarr", mode="r+")["weights"][:] = weights  # type: ignore[index]
+    ours, theirs = files(tmp_path / "a.zarr"), files(tmp_path / "b.zarr")
+    assert sum(name.startswith("weights/c/") for name in ours) == 3
+    assert ours == theirs
 
 
 def test_a_count_that_is_not_kept_is_an_error(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ STAGES = ("prepare", "pretrain", "collect", "metatrain", "evaluate")
 # Third parties that live in one place, so that replacing one is a change of one file.
 CONFINED = {
     "h5py": {"metadiff/store.py"},
+    "google_crc32c": {"metadiff/trajectory_store.py"},
     "zarr": {"metadiff/trajectory_store.py"},
     "dask": {"stages/executors.py"},
     "distributed": {"stages/executors.py"},
