@@ -20,7 +20,8 @@ def draw_gains(path: Path, rows: list[dict[str, Any]], methods: list[str]) -> No
     from matplotlib.figure import Figure
 
     datasets, shots = (list(dict.fromkeys(row[key] for row in rows)) for key in ("dataset", "shot"))
-    figure = Figure(figsize=(5 * len(shots), 4.2), layout="constrained")
+    wide = max(5, 0.95 * len(datasets))  # inches, for the names below
+    figure = Figure(figsize=(wide * len(shots), 4.2), layout="constrained")
     for axes, shot in zip(figure.subplots(1, len(shots), squeeze=False)[0], shots, strict=True):
         for number, method in enumerate(methods):
             chosen = [row for row in rows if row["method"] == method and row["shot"] == shot]
