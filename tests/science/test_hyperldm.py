@@ -25,7 +25,7 @@ from metadiff.learner import Perceptron
 from metadiff.methods.hyperldm import EXPLODED, SCALE, HyperCLIP, HyperLDM, refuse_exploded
 from metadiff.params import load
 from metadiff.rng import torch_stream
-from metadiff.textbuild import OF_LATENTS, SOURCES, TEXT_MODELS, TextMethod, build_text, text_facts, text_pace
+from metadiff.textbuild import OF_LATENTS, SOURCES, TEXT_MODELS, TextMethod, build_text, text_facts
 from metadiff.textmodels import TextGenerators, TextModels, undump_text
 from stages.imports import ROOT
 from tests.science.test_described import TASKS, data, vectors
@@ -366,7 +366,7 @@ def test_without_clipping_fewer_sentences_are_not_judged_and_what_is_not_finite_
 
 def test_sources_of_latents_keep_late_weights_and_others_their_best() -> None:
     some = models(*TEXT_MODELS)
-    assert {model for model in TEXT_MODELS if text_pace(some.section, model).slack} == {*SOURCES}
+    assert {model for model in TEXT_MODELS if some.pace(model).slack} == {*SOURCES}
 
 
 def test_weights_of_the_average_are_saved() -> None:
