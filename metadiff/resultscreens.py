@@ -27,13 +27,9 @@ def show_results(console: Console, *, split: str, markdown: bool = False, with_n
     if not METRICS.is_file():
         raise DataError(f"{METRICS}: there is no result yet; make one with: make repro")
     metrics = json.loads(METRICS.read_text(encoding="utf-8"))
-    episodes = f"{metrics['query']} queries a class, {metrics['episodes']} episodes of {split} classes"
-    about = f"{metrics['dataset']}: {metrics['way']}-way, {episodes}"
-    lines = [
-        about,
-        MEANING,
-    ]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    count = metrics.get("val_episodes", metrics["episodes"]) if split == "val" else metrics["episodes"]  # once they were as many
+    episodes = f"{metrics['query']} queries a class, {count} episodes of {split} classes"
+    console.print(f"{metrics['dataset']}: {metrics['way']}-way, {episodes}\n{MEANING}", highlight=False, soft_wrap=True)
     if markdown:
         console.print(f"\n{results_markdown(metrics, split=split)}", highlight=False, soft_wrap=True)
     else:

@@ -21,14 +21,14 @@ DESCRIBED = {
 }
 
 
-def shown(checkout: Path, described: dict[str, Any] | None, **how: bool) -> str:
+def shown(checkout: Path, described: dict[str, Any] | None, *, split: str = "test", **how: bool) -> str:
     episodes = {"shot1": {"ncm": cell(50) | {"ece": 1.0}}}
-    metrics = {"dataset": "shapes", "way": 5, "query": 15, "episodes": 9, "test": episodes}
+    metrics = {"dataset": "shapes", "way": 5, "query": 15, "episodes": 9, "val_episodes": 4, "test": episodes, "val": episodes}
     metrics |= {"described": {"test": described}} if described else {}
     (checkout / METRICS.parent).mkdir(parents=True, exist_ok=True)
     (checkout / METRICS).write_text(json.dumps(metrics))
     out = io.StringIO()
-    show_results(Console(file=out, width=110), split="test", **how)
+    show_results(Console(file=out, width=110), split=split, **how)
     return out.getvalue()
 
 
@@ -50,6 +50,12 @@ def test_what_sentences_ask_is_shown_the_best_first_and_in_both_wordings(checkou
     places = [table.index(text) for text in ("92.50 ± 1.25", "81.00 ± 1.25", "66.00 ± 1.25")]
     assert places == sorted(places)
     assert "a sentence asks" in table
+
+
+@pytest.mark.parametrize(("split", "count"), [("test", 9), ("val", 4)])
+def test_the_heading_counts_the_episodes_of_the_classes_shown(checkout: Path, split: str, count: int) -> None:
+    said = shown(checkout, None, split=split)
+    assert said.startswith(f"shapes: 5-way, 15 queries a class, {count} episodes of {split} classes\naccuracy in per cent")
 
 
 def test_of_one_wording_no_words_are_unseen_and_without_sentences_nothing_is_said(checkout: Path) -> None:
