@@ -19,6 +19,7 @@ from metadiff.artifact import file_sha256, write_json
 from metadiff.errors import DataError, NumericError, ParamsError
 from metadiff.metavqa import IMAGES, PROMPTS, TEST, TEXTS, TRAIN, read_metavqa
 from metadiff.params import Params, load
+from metadiff.textbuild import text_pace
 from metadiff.vqaladder import MODELS, Ladder
 from metadiff.vqatasks import VQASplits
 from stages.fingerprint import prepare_torch
@@ -35,7 +36,7 @@ def asked_params(steps: int | None, device: str | None) -> Params:
     params = load()
     if steps is not None and steps < 1:
         raise ParamsError(f"--steps: must be at least 1, got {steps}")
-    hyperldm = params.hyperldm.model_copy(update={} if steps is None else {"steps": steps})
+    hyperldm = params.hyperldm.model_copy(update={} if steps is None else {"steps": steps, "encoder_steps": steps})
     shared = params.shared.model_copy(update={} if device is None else {"device": device})
     return params.model_copy(update={"hyperldm": hyperldm, "shared": shared})
 
@@ -49,7 +50,8 @@ def answered(ladder: Ladder) -> dict[str, Any]:
     """Every model taught, then every row of the table."""
     methods: dict[str, Any] = {}
     facts: dict[str, Any] = {"best_step": {}, "seconds": {}, "rows": {}}
-    with progress("metavqa: training", total=len(MODELS) * ladder.section.steps, done=0, unit="steps") as advance:
+    steps = sum(text_pace(ladder.section, model).steps for model in MODELS)
+    with progress("metavqa: training", total=steps, done=0, unit="steps") as advance:
         for model in MODELS:
             start = time.perf_counter()
             methods[model], facts["best_step"][model] = ladder.taught(model, methods.get("hnet"), advance)
@@ -91,7 +93,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.metavqa", description="Weights from the questions of Meta-VQA.")
     parser.add_argument("folder", type=Path, help="with the five files of docs/metavqa.md")
-    parser.add_argument("--steps", type=int, help="of training, of each model; by default hyperldm.steps")
+    parser.add_argument(
+        "--steps", type=int, help="of training, of each model; by default hyperldm.steps and hyperldm.encoder_steps"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="by default shared.device")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the JSON goes (default: %(default)s)")
     chosen = parser.parse_args(arguments)

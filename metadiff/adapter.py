@@ -28,6 +28,7 @@ class Adapter:
     dim: int
     hidden: int
 
+    outputs_axis: ClassVar = -2  # of leave.weight
     adds: ClassVar = ("leave.weight", "leave.bias")  # nothing to the features, where these are zero
 
     @property

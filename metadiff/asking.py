@@ -32,8 +32,8 @@ from metadiff.vectors import Vectors
 if TYPE_CHECKING:
     from metadiff.params import Evaluate
 
-FEW = 1  # labelled images a way by which one of several draws is chosen
-TRIED = 4  # draws that it is chosen of
+FEW = 1  # labelled images a way by which hyperldm-best is chosen
+TRIED = 4  # draws of which the best is chosen, and adapted
 RIDGES = (1.0, 10.0, 100.0, 1000.0)
 
 
@@ -99,15 +99,25 @@ def described_classifiers(made: TextGenerators, told: Told, section: Evaluate) -
     starts: dict[str, LatentsOf] = {"adapt": partial(_mean_latent, made.source)}
     diffusion = made.methods.get("hyperldm")
     if isinstance(diffusion, HyperLDM):
-        starts["text-adapt"] = partial(_drawn, diffusion, section.seed, section.gammas[0], 0)
+        starts["text-adapt"] = partial(_best_latent, made, _draws(diffusion, section.seed, section.gammas[0], TRIED))
     for (name, start), count in product(starts.items(), section.adapt_images):
         yield (
             f"{name}-{count}",
             {
-                f"lr {lr:g}, {steps} steps": _from_latents(made, partial(_adapted, made, start, count // 2, lr, steps))
+                f"lr {lr:g}, {steps} steps": partial(_shown, count // 2, _from_latents(made, _adapted(made, start, lr, steps)))
                 for lr, steps in product(section.adapt_lrs, section.adapt_steps)
             },
         )
+
+
+def sees_images(name: str) -> bool:
+    """Whether a classifier learns from labelled images of the task."""
+    return name == "hyperldm-best" or name.startswith(("adapt-", "text-adapt-"))
+
+
+def reads_sentence(name: str) -> bool:
+    """Whether what a classifier answers depends on the sentence of the task."""
+    return name != "uncond" and not name.startswith("adapt-")
 
 
 def spreads(made: TextGenerators, section: Evaluate, asked: Asked) -> dict[str, float]:
@@ -120,17 +130,14 @@ def spreads(made: TextGenerators, section: Evaluate, asked: Asked) -> dict[str, 
 
 
 def _diffused(made: TextGenerators, method: HyperLDM, section: Evaluate) -> Iterator[tuple[str, dict[str, AnswersOf]]]:
-    def draws(gamma: float, count: int) -> list[LatentsOf]:
-        return [partial(_drawn, method, section.seed, gamma, draw) for draw in range(count)]
-
+    draws = partial(_draws, method, section.seed)
     for gamma in section.gammas:
         yield f"hyperldm-g{gamma:g}", {"": _from_latents(made, *draws(gamma, 1))}
     yield "shuffled", {"": _from_latents(made, partial(_shuffled, draws(section.gammas[0], 1)[0], section.seed))}
-    for name, answers_of, count in (("mean", _mean_answers, section.draws), ("best", _best_answers, TRIED)):
-        yield (
-            f"hyperldm-{name}",
-            {f"gamma {gamma:g}": partial(answers_of, made, draws(gamma, count)) for gamma in section.gammas},
-        )
+    mean = {gamma: partial(_mean_answers, made, draws(gamma, section.draws)) for gamma in section.gammas}
+    best = {gamma: _from_latents(made, partial(_best_latent, made, draws(gamma, TRIED))) for gamma in section.gammas}
+    yield "hyperldm-mean", {f"gamma {gamma:g}": answers_of for gamma, answers_of in mean.items()}
+    yield "hyperldm-best", {f"gamma {gamma:g}": partial(_shown, FEW, answers_of) for gamma, answers_of in best.items()}
 
 
 def _answers(made: TextGenerators, weights_of: Callable[[Asked], Tensor], asked: Asked) -> Tensor:
@@ -156,6 +163,15 @@ def _no_noise(like: Tensor) -> Tensor:
 
 def _joint_answers(method: Joint, asked: Asked) -> Tensor:
     return method.scores(asked.sentence_ED, asked.query_EQI)[None] / TYPICAL
+
+
+def _shown(count: int, answers_of: AnswersOf, asked: Asked) -> Tensor:
+    """By no more labelled images a way."""
+    return answers_of(asked.shown(count))
+
+
+def _draws(method: HyperLDM, seed: int, gamma: float, count: int) -> list[LatentsOf]:
+    return [partial(_drawn, method, seed, gamma, draw) for draw in range(count)]
 
 
 def _drawn(method: HyperLDM, seed: int, gamma: float, draw: int, asked: Asked) -> Tensor:
@@ -184,12 +200,11 @@ def _mean_answers(made: TextGenerators, draws: Sequence[LatentsOf], asked: Asked
     return torch.cat([_from_latents(made, latents_of)(asked) for latents_of in draws])
 
 
-def _best_answers(made: TextGenerators, draws: Sequence[LatentsOf], asked: Asked) -> Tensor:
-    """Of several draws the one that two labelled images fit best."""
-    few, theta_GEP = asked.shown(FEW), [made.source.decode(latents_of(asked)) for latents_of in draws]
-    loss_GE = torch.stack([_loss(made, theta_EP, few) for theta_EP in theta_GEP])
-    best_EP = torch.stack(theta_GEP)[loss_GE.argmin(0), torch.arange(len(few.sentence_ED), device=loss_GE.device)]
-    return _answers(made, lambda _: best_EP, asked)
+def _best_latent(made: TextGenerators, draws: Sequence[LatentsOf], asked: Asked) -> Tensor:
+    """Of several draws the one that the labelled images fit best."""
+    latent_GEZ = torch.stack([latents_of(asked) for latents_of in draws])
+    loss_GE = torch.stack([_loss(made, made.source.decode(latent_EZ), asked) for latent_EZ in latent_GEZ])
+    return latent_GEZ[loss_GE.argmin(0), torch.arange(loss_GE.shape[1], device=loss_GE.device)]
 
 
 def _mean_latent(source: LatentSource, asked: Asked) -> Tensor:
@@ -214,10 +229,13 @@ def _climbed(method: HyperCLIP, pull: float, asked: Asked) -> Tensor:
     return method.latents(asked.sentence_ED, _no_noise, pull=pull)
 
 
-def _adapted(made: TextGenerators, start_of: LatentsOf, count: int, lr: float, steps: int, asked: Asked) -> Tensor:
-    """By Adam on the latent, on as many labelled images a way."""
-    few = asked.shown(count)
-    return descend(start_of(asked), lambda latent_EZ: _loss(made, made.source.decode(latent_EZ), few), lr=lr, steps=steps)
+def _adapted(made: TextGenerators, start_of: LatentsOf, lr: float, steps: int) -> LatentsOf:
+    """By Adam on the latent, on the labelled images."""
+
+    def latents(asked: Asked) -> Tensor:
+        return descend(start_of(asked), lambda latent_EZ: _loss(made, made.source.decode(latent_EZ), asked), lr=lr, steps=steps)
+
+    return latents
 
 
 def _loss(made: TextGenerators, theta_EP: Tensor, asked: Asked) -> Tensor:

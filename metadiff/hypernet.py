@@ -1,15 +1,16 @@
 """What weights from sentences are made of: a decoder of latents, a reader of sentences, and `hnet`, which learns both.
 
 A latent is a short vector that stands for a task; other sources of latents are in metadiff/methods/latents.py. Shapes: B tasks,
-Z numbers of a latent, P weights, D numbers of a sentence's vector, C concepts (what sentences may ask for). A generator given to
+Z numbers of a latent, P weights, H hidden units and O outputs of the base learner, D numbers of a sentence's vector, C concepts
+(what sentences may ask for). A generator given to
 `forward` is what dropout draws from; without one nothing is dropped.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,6 +20,7 @@ from metadiff.adapter import Adapter, Generated
 from metadiff.denoiser import initialise
 from metadiff.described import SentenceBatch
 from metadiff.diffusion import Noise
+from metadiff.layout import parts_of
 from metadiff.rng import torch_stream
 
 SHORT = 1e-3  # how much long latents cost: none would be too long for the decoder
@@ -52,7 +54,37 @@ class LatentSource(ABC):
         return next(self.net.parameters()).device
 
 
-class Decoder(nn.Module):
+class ModulatedDecoder(nn.Module):
+    """Latent to weights: those of a network that all tasks share, with its hidden units scaled and shifted by a linear map.
+
+    A deeper map of the latent fits the sentences of training as well, and new ones worse (docs/deviations.md).
+    """
+
+    def __init__(self, learner: Generated, *, latent: int) -> None:
+        super().__init__()
+        (outputs,) = next(part.shape for part in learner.layout() if part.name == "leave.bias")
+        self.sizes = [learner.hidden, learner.hidden, learner.hidden, outputs]
+        self.give = nn.Linear(latent, sum(self.sizes))
+        self.start_P = nn.Parameter(torch.zeros(learner.size))
+        self.learner = learner
+
+    def forward(self, latent_BZ: Tensor) -> Tensor:
+        gain_BH, shift_BH, weigh_BH, last_BO = self.give(latent_BZ).split(self.sizes, dim=-1)
+        shared = parts_of(self.start_P[None], self.learner.layout())
+        given = {
+            "enter.weight": shared["enter.weight"] * (1 + gain_BH[:, :, None]),
+            "enter.bias": shared["enter.bias"] * (1 + gain_BH) + shift_BH,
+            "leave.weight": shared["leave.weight"] * (1 + weigh_BH.unsqueeze(self.learner.outputs_axis)),
+            "leave.bias": shared["leave.bias"] + last_BO,
+        }
+        return torch.cat([given[part.name].flatten(1) for part in self.learner.layout()], dim=1)
+
+    def begin(self, seed: int) -> None:
+        with torch.no_grad():
+            self.start_P.copy_(unit_of(self.learner) * start_of(self.learner, seed))
+
+
+class FreeDecoder(nn.Module):
     """Latent to weights: those of a start, and what a network of three layers adds, each in units of its fan in."""
 
     def __init__(self, learner: Generated, *, latent: int, hidden: int) -> None:
@@ -71,16 +103,34 @@ class Decoder(nn.Module):
         return out
 
     def begin(self, seed: int) -> None:
-        """What an adapter starts with adds nothing."""
         with torch.no_grad():
-            nn.init.normal_(self.start_P, generator=torch_stream(seed, "init", "start"))
-            nn.init.ones_(self.unit_P)
-            for part in self.learner.layout():
-                own = slice(part.offset, part.offset + part.size)
-                fan = {"enter.weight": self.learner.dim, "leave.weight": self.learner.hidden}.get(part.name, 1)
-                self.unit_P[own] = 1 / math.sqrt(fan)
-                if isinstance(self.learner, Adapter) and part.name in self.learner.adds:
-                    self.start_P[own] = 0
+            self.start_P.copy_(start_of(self.learner, seed))
+            self.unit_P.copy_(unit_of(self.learner))
+
+
+Decoder = ModulatedDecoder | FreeDecoder
+
+
+def decoder_of(how: Mapping[str, Any], learner: Generated) -> Decoder:
+    """By the facts of a checkpoint; those of a time that knew one decoder alone say nothing of it."""
+    if how.get("decoder", "free") == "modulated":
+        return ModulatedDecoder(learner, latent=how["latent"])
+    return FreeDecoder(learner, latent=how["latent"], hidden=how["hidden"])
+
+
+def start_of(learner: Generated, seed: int) -> Tensor:
+    """(P,): standard Gaussian; what an adapter starts with adds nothing."""
+    start_P = torch.randn(learner.size, generator=torch_stream(seed, "init", "start"))
+    for part in learner.layout():
+        if isinstance(learner, Adapter) and part.name in learner.adds:
+            start_P[part.offset :][: part.size] = 0
+    return start_P
+
+
+def unit_of(learner: Generated) -> Tensor:
+    """(P,): of a weight one over the root of its fan in, of a bias 1."""
+    fans = {"enter.weight": learner.dim, "leave.weight": learner.hidden}
+    return torch.cat([torch.full((part.size,), fans.get(part.name, 1) ** -0.5) for part in learner.layout()])
 
 
 class Reader(nn.Module):

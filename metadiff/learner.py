@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -97,6 +97,8 @@ class Perceptron:
     way: int
     dim: int
     hidden: int
+
+    outputs_axis: ClassVar = -1  # of leave.weight
 
     @property
     def size(self) -> int:

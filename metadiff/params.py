@@ -206,6 +206,7 @@ class McDi(Section):
 class HyperLDM(Section):
     models: Annotated[tuple[TextModel, ...], Field(min_length=0, max_length=8), AfterValidator(_distinct)]
     latents_of: TextSource
+    decoder: Literal["modulated", "free"]
     latent: Annotated[int, Field(ge=1, le=65_536)]
     hidden: Annotated[int, Field(ge=1, le=65_536)]
     text_hidden: Annotated[int, Field(ge=1, le=65_536)]
@@ -213,6 +214,7 @@ class HyperLDM(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     match: Annotated[float, Field(ge=0, le=1e6)]
     latent_noise: Annotated[float, Field(ge=0, le=100)]
+    encoder_noise: Annotated[float, Field(ge=0, le=100)]
     inner_steps: Annotated[int, Field(ge=1, le=1000)]
     inner_lr: LearningRate
     kl: Annotated[float, Field(ge=0, le=1e6)]
@@ -220,6 +222,7 @@ class HyperLDM(Section):
     images: Annotated[int, Field(ge=1, le=10_000)]
     latent_batch: Annotated[int, Field(ge=1, le=65_536)]
     steps: Annotated[int, Field(ge=1, le=10_000_000)]
+    encoder_steps: Annotated[int, Field(ge=1, le=10_000_000)]
     lr: Annotated[float, Field(gt=0, le=10)]
     weight_decay: Annotated[float, Field(ge=0, le=10)]
     ema: Annotated[float, Field(ge=0, lt=1)]

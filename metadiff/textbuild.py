@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metadiff import diffusion
 from metadiff.adapter import Adapter, Generated
 from metadiff.baselines.fromtext import EndToEnd, EndToEndNet, Joint, JointNet, LatentRegression
-from metadiff.hypernet import Decoder, HNet, HNetNet, Latents, LatentSource, Reader, begin
+from metadiff.hypernet import HNet, HNetNet, Latents, LatentSource, Reader, begin, decoder_of
 from metadiff.learner import Perceptron
 from metadiff.metatraining import Pace, pace_of
 from metadiff.methods.hyperldm import HyperCLIP, HyperLDM, LatentDenoiser, WeightEncoder
@@ -30,7 +30,18 @@ LEARNERS: dict[str, Callable[..., Generated]] = {"mlp": Perceptron, "adapter": A
 TextMethod = HNet | HyperLDM | HyperCLIP | LatentRegression | EndToEnd | Joint  # they read sentences
 Taught = TextMethod | MAML | HVAE
 KEPT = {
-    *("latent", "hidden", "text_hidden", "text_noise", "dropout", "match", "latent_noise", "predicts"),
+    *(
+        "decoder",
+        "latent",
+        "hidden",
+        "text_hidden",
+        "text_noise",
+        "dropout",
+        "match",
+        "latent_noise",
+        "encoder_noise",
+        "predicts",
+    ),
     *("schedule", "times", "without_text", "clip", "sampler", "sampling_steps", "guide_steps", "guide_lr"),
     *("latents_of", "inner_steps", "inner_lr", "kl"),
 }
@@ -38,7 +49,8 @@ KEPT = {
 
 def text_pace(section: Section, model: str) -> Pace:
     """Of a source late weights are better: at a high rate its latents are not yet such as others learn well."""
-    return replace(pace_of(section), rate="hyperldm.lr", slack=LATE if model in SOURCES else 0.0)
+    steps = section.encoder_steps if model == "hyperclip" else section.steps
+    return replace(pace_of(section), steps=steps, rate="hyperldm.lr", slack=LATE if model in SOURCES else 0.0)
 
 
 def text_facts(
@@ -67,13 +79,13 @@ def build_text(
     net: nn.Module
     with torch.device("meta"):  # no memory and, above all, no draw from the global generator
         if model == "hnet":
-            decoder, latents = Decoder(learner, latent=latent, hidden=hidden), Latents(len(facts["concepts"]), latent)
+            decoder, latents = decoder_of(facts, learner), Latents(len(facts["concepts"]), latent)
             net = HNetNet(decoder, latents, Reader(sentence, out=latent, **text))
         elif model in SOURCES:
             assert isinstance(learner, Perceptron)
             net = source_net(facts, learner)
         elif model == "end-to-end":
-            net = EndToEndNet(Decoder(learner, latent=latent, hidden=hidden), Reader(sentence, out=latent, **text))
+            net = EndToEndNet(decoder_of(facts, learner), Reader(sentence, out=latent, **text))
         elif model == "joint":
             assert isinstance(learner, Perceptron)
             net = JointNet(learner.dim, sentence, **both)

@@ -178,7 +178,9 @@ def results_tables(
     results: pd.DataFrame, *, episodes: Mapping[str, int], shots: Sequence[int], classifiers: Sequence[str]
 ) -> tuple[Table]:
     """What evaluate promises of each split's episodes: a row for each and each classifier, support and query apart."""
-    rows, most = sum(episodes.values()) * len(shots) * len(classifiers), max(episodes.values())
+    rows = sum(episodes.values()) * len(shots) * len(classifiers)
+    each = _listed(f"{count} of {split}" for split, count in episodes.items())
+    below = {"column_A": "episodes", "column_B": "episode", "or_equal": False, "ignore_row_if": "either_value_is_missing"}
     at_most = {"column_A": "queries", "column_B": "correct", "or_equal": True, "ignore_row_if": "either_value_is_missing"}
     rules = (
         *_present(RESULT_FACTS),
@@ -187,14 +189,16 @@ def results_tables(
         _one_of("split", [*episodes]),
         _one_of("shot", shots),
         _one_of("classifier", classifiers),
-        _between("episode", f"0 to {most - 1}", min_value=0, max_value=most - 1),
+        _between("episode", "at least 0", min_value=0),
+        Rule("episode", "ExpectColumnPairValuesAToBeGreaterThanB", f"below the number of its split ({each})", below),
         _between("correct", "at least 0", min_value=0),
         Rule("correct", "ExpectColumnPairValuesAToBeGreaterThanB", "at most queries", at_most),
         _between("queries", "at least 1", min_value=1),
         _between("nll", "at least 0", min_value=0),
         _one_of("overlap", [0]),
     )
-    return (Table("results", results[list(RESULT_FACTS)].assign(nll=_finite(results["nll"])), rules),)
+    known = results[list(RESULT_FACTS)].assign(nll=_finite(results["nll"]), episodes=results["split"].map(episodes))
+    return (Table("results", known, rules),)
 
 
 def _values(subject: str, kind: str, expected: str, **arguments: object) -> Rule:

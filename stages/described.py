@@ -1,7 +1,7 @@
 """What `evaluate` adds where there are models of sentences: described.csv, a row a task, classifier, split and template.
 
 Every classifier answers the same images of the same tasks. What it leaves open is chosen on validation tasks, by their seen
-template: those whose sentence has one answer or, of the best of several draws, the others. Test tasks are answered once.
+template: on all if it sees labelled images, on those whose sentence has one answer if not. Test tasks are answered once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metadiff.artifact import write_json
-from metadiff.asking import Asked, Told, choice_of, described_classifiers, spreads
+from metadiff.asking import Asked, Told, choice_of, described_classifiers, reads_sentence, sees_images, spreads
 from metadiff.concepts import DescribedTask
 from metadiff.described import AMBIGUOUS, answers, sentences_of
 from metadiff.evaluation import TYPICAL, correct_counts, log_probabilities, mean_and_ci95, negative_log_likelihood
@@ -100,15 +100,16 @@ def answered(name: str, section: Evaluate, cells: Cells, told: Told, checkpoints
     candidates = dict(described_classifiers(made, told.to(device), section))[name]
     target_Q = answers(section.sentence_images)
     tasks, asked = cells["val"]
-    ambiguous_E = torch.tensor([task.kind in AMBIGUOUS for task in tasks])
-    judged_by = ambiguous_E if name.endswith("-best") and bool(ambiguous_E.any()) else ~ambiguous_E
+    judged_by = torch.tensor([sees_images(name) or task.kind not in AMBIGUOUS for task in tasks])
     with torch.no_grad():
         best, seen = choice_of(candidates, asked["seen"].to(device), target_Q, judged_by)
         parts = []
         for split, (tasks, asked) in cells.items():
             for text, one in asked.items():
-                known = (split, text) == ("val", "seen")
-                scores = seen if known else candidates[best](one.to(device)).cpu()
+                if (split, text) == ("val", "seen"):
+                    scores = seen
+                elif text == "seen" or reads_sentence(name):  # else they are the same, whatever the words
+                    scores = candidates[best](one.to(device)).cpu()
                 parts.append(table(split, text, name, tasks, log_probabilities(scores, TYPICAL), target_Q))
     return pd.concat(parts, ignore_index=True), best
 

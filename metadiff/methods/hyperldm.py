@@ -154,7 +154,7 @@ class HyperCLIP:
         batch = batch.with_noise(self.how["text_noise"], generator)
         latent_BZ = self.source.latent_CZ.detach()[batch.concept_B]
         noise_BZ = torch.randn(latent_BZ.shape, generator=generator).to(latent_BZ.device)
-        latent_BZ = latent_BZ + self.how["latent_noise"] * noise_BZ * self.scale.deviation_D
+        latent_BZ = latent_BZ + self.how["encoder_noise"] * noise_BZ * self.scale.deviation_D
         found_BD, told_BD = normalize(self._seen(self.source.decode(latent_BZ)), dim=-1), normalize(batch.sentence_BD, dim=-1)
         logits_BB = SCALE * self._net.log_scale.exp() * found_BD @ told_BD.T
         same_BB = batch.concept_B[:, None] == batch.concept_B  # what a concept's other sentences say is no mistake

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import one_hot
 
 from metadiff.described import QuestionBatch, answers
-from metadiff.hypernet import Decoder, LatentSource, Reader
+from metadiff.hypernet import Decoder, LatentSource, Reader, decoder_of
 from metadiff.learner import Perceptron
 from metadiff.rng import torch_stream
 from metadiff.standard import Standard
@@ -132,7 +132,7 @@ def source_net(facts: Mapping[str, Any], learner: Perceptron) -> nn.Module:
     """Of `maml` or `hvae`."""
     latent, hidden = facts["latent"], facts["hidden"]
     if facts["model"] == "maml":
-        return MAMLNet(Decoder(learner, latent=latent, hidden=hidden), Start(latent))
+        return MAMLNet(decoder_of(facts, learner), Start(latent))
     layers = partial(Reader, hidden=hidden, dropout=0.0)
     return HVAENet(layers(learner.size, out=2 * latent), layers(latent, out=learner.size))
 

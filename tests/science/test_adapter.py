@@ -11,7 +11,8 @@ from torch import Tensor
 
 from metadiff.adapter import NONE, Adapter
 from metadiff.errors import DataError
-from metadiff.hypernet import HNet
+from metadiff.hypernet import FreeDecoder, HNet
+from metadiff.layout import parts_of
 from metadiff.metavqa import MetaVQA, VQATask
 from metadiff.rng import torch_stream
 from metadiff.standard import Standard
@@ -183,7 +184,8 @@ def hnet(**changes: Any) -> HNet:  # noqa: ANN401
 
 def test_what_a_decoder_begins_with_adds_nothing() -> None:
     """Its first layer is in units of its fan in, so that what is learnt first is what to add."""
-    decoder = hnet().net.decoder
+    decoder = hnet(decoder="free").net.decoder
+    assert isinstance(decoder, FreeDecoder)
     start_P, wide = (decoder.start_P * decoder.unit_P).detach(), Adapter("adapter", dim=400, hidden=100)
     parts = {part.name: start_P[part.offset :][: part.size] for part in wide.layout()}
     assert float(parts["enter.weight"].std()) == pytest.approx(1 / 20, rel=0.05)
@@ -193,6 +195,28 @@ def test_what_a_decoder_begins_with_adds_nothing() -> None:
     units = {part.name: set(decoder.unit_P[part.offset :][: part.size].tolist()) for part in wide.layout()}
     assert [max(unit) for unit in units.values()] == pytest.approx([1 / 20, 1 / 10, 1, 1])
     assert all(len(unit) == 1 for unit in units.values())
+    shared = hnet(decoder="modulated").net.decoder.start_P
+    torch.testing.assert_close(shared, start_P)  # the same start
+
+
+def test_a_latent_scales_and_shifts_the_hidden_units_of_the_published_network() -> None:
+    """One after the other, in a loop, by the names of its weights."""
+    some = build_text(facts("hnet", decoder="modulated") | {"learner": {"kind": "adapter", "dim": 5, "hidden": 3}})
+    assert isinstance(some, HNet)
+    decoder = some.net.decoder
+    with torch.no_grad():
+        decoder.start_P.copy_(drawn(ADAPTER.size))
+        latent_BZ = drawn(2, 4, purpose="latents")
+        shared, found = (parts_of(theta, ADAPTER.layout()) for theta in (decoder.start_P[None], decoder(latent_BZ)))
+        told_BN = decoder.give(latent_BZ)
+    for task in range(2):
+        gain_H, shift_H, weigh_H, last_D = told_BN[task].split([3, 3, 3, 5])
+        for unit in range(3):
+            gain, weigh = 1 + gain_H[unit], 1 + weigh_H[unit]
+            torch.testing.assert_close(found["enter.weight"][task, unit], gain * shared["enter.weight"][0, unit])
+            torch.testing.assert_close(found["enter.bias"][task, unit], gain * shared["enter.bias"][0, unit] + shift_H[unit])
+            torch.testing.assert_close(found["leave.weight"][task, :, unit], weigh * shared["leave.weight"][0, :, unit])
+        torch.testing.assert_close(found["leave.bias"][task], shared["leave.bias"][0] + last_D)
 
 
 @pytest.mark.parametrize("model", ["joint", "maml", "hvae"])

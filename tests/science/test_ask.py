@@ -75,7 +75,7 @@ def made_run(root: Path, *models: str, latents_of: str = "hnet") -> Path:
         known = {TABLE: torch.randn(9, 4, generator=torch_stream(0, "table"))} if model == "maml" else {}
         method = build_text(facts, source=source, known=known)
         for name, parameter in method.net.named_parameters():  # no layer begins at zero
-            parameter.data = 0.4 * torch.randn(parameter.shape, generator=torch_stream(0, model, name))
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=torch_stream(0, model, name))
         source = source or (method if isinstance(method, LatentSource) else None)
         tensors = {f"average/{name}": value.contiguous() for name, value in method.net.state_dict().items()}
         save_checkpoint(data / f"generator/{model}.safetensors", tensors | drawn | known, facts)

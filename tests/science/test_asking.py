@@ -82,6 +82,7 @@ def test_all_classifiers_are_there_with_their_candidates(made: TextGenerators, t
     assert {*found} == EVERY
     sizes = {name: len(candidates) for name, candidates in found.items() if len(candidates) > 1}
     assert sizes == {"hyperclip": 2, "ridge": 4, "hyperldm-mean": 2, "hyperldm-best": 2}
+    assert {name for name in found if asking.sees_images(name)} == OF_IMAGES
     for name, candidates in found.items():
         for answers_of in candidates.values():
             scores = answers_of(asked())
@@ -166,7 +167,7 @@ def test_a_latent_is_adapted_to_half_as_many_images_a_way(made: TextGenerators, 
 @torch.no_grad()
 def test_adapting_lowers_the_loss_of_each_task_and_equals_a_plain_loop(made: TextGenerators) -> None:
     some, few = asked(), asked().shown(3)
-    found_EZ = asking._adapted(made, lambda asked: asking._mean_latent(made.source, asked), 3, 0.05, 40, some)
+    found_EZ = asking._adapted(made, lambda asked: asking._mean_latent(made.source, asked), 0.05, 40)(few)
     start_EZ = asking._mean_latent(made.source, some)
     before_E, after_E = (asking._loss(made, made.source.decode(latent_EZ), few) for latent_EZ in (start_EZ, found_EZ))
     assert (after_E < before_E).all()
@@ -205,6 +206,20 @@ def test_the_best_of_several_draws_fits_two_labelled_images(made: TextGenerators
     support_EWSI = asked(support=1).support_EWSI.clone()
     support_EWSI[:, :, 0] = some.support_EWSI[:, :, 0]  # only the first image counts
     assert (answers_of(Asked(some.sentence_ED, support_EWSI, some.query_EQI)) == answers_of(some)).all()
+
+
+@torch.no_grad()
+def test_what_is_told_and_shown_is_adapted_from_the_draw_that_its_images_fit_best(made: TextGenerators, told: Told) -> None:
+    some, method = asked(), hyperldm(made)
+    few = some.shown(3)
+    noises = [asking.gaussian_noise(torch_stream(5, "sentences", "draw", draw)) for draw in range(asking.TRIED)]
+    latent_GEZ = torch.stack([method.latents(some.sentence_ED, noise, gamma=1.0) for noise in noises])
+    loss_GE = torch.stack([asking._loss(made, made.source.decode(latent_EZ), few) for latent_EZ in latent_GEZ])
+    assert len({*loss_GE.argmin(0).tolist()}) > 1
+    start_EZ = torch.stack([latent_GEZ[draw, task] for task, draw in enumerate(loss_GE.argmin(0).tolist())])
+    found_EZ = asking._adapted(made, lambda _: start_EZ, 0.05, 12)(few)
+    expected_EQW = as_scores(made, made.source.decode(found_EZ), some)
+    torch.testing.assert_close(every(made, told)["text-adapt-6"]["lr 0.05, 12 steps"](some)[0], expected_EQW)
 
 
 @torch.no_grad()

@@ -32,8 +32,8 @@ from tests.science.test_described import TASKS, data, vectors
 
 SECTION = load(ROOT / "params.yaml").hyperldm
 SMALL = {"latent": 4, "hidden": 8, "text_hidden": 12, "batch": 6, "images": 3, "latent_batch": 8, "val_images": 4, "steps": 3}
-SMALL |= {"val_every": 2, "times": 50, "sampling_steps": 5, "guide_steps": 3}
-PLAIN = {"text_noise": 0.0, "latent_noise": 0.0, "dropout": 0.0}
+SMALL |= {"encoder_steps": 3, "val_every": 2, "times": 50, "sampling_steps": 5, "guide_steps": 3}
+PLAIN = {"text_noise": 0.0, "latent_noise": 0.0, "encoder_noise": 0.0, "dropout": 0.0}
 LEARNER = Perceptron("mlp", way=2, dim=5, hidden=3)
 TOLD = [model for model in TEXT_MODELS if model not in ("maml", "hvae")]  # those two are in test_latents.py
 CONCEPTS, SENTENCE = 40, 6  # concepts, numbers of a sentence's vector
@@ -104,10 +104,20 @@ def layers(net: torch.nn.Module, x: Array, start: str = "") -> Array:
 
 
 def decoded(net: torch.nn.Module, latent_BZ: Array) -> Array:
-    """Weights of the first layer in units of 1 / sqrt(5), of the second 1 / sqrt(3), and biases in units of 1."""
-    unit_P = np.array([5**-0.5] * 15 + [1.0] * 3 + [3**-0.5] * 6 + [1.0] * 2)
-    start_P = net.state_dict()["decoder.start_P"].double().numpy()
-    return unit_P * (start_P + layers(net, latent_BZ, "decoder."))
+    """By either decoder, of a free one: weights of the first layer in units of 1 / sqrt(5), of the second 1 / sqrt(3)."""
+    w = {name: value.double().numpy() for name, value in net.state_dict().items() if name.startswith("decoder.")}
+    start_P = w["decoder.start_P"]
+    if "decoder.enter.weight" in w:
+        unit_P = np.array([5**-0.5] * 15 + [1.0] * 3 + [3**-0.5] * 6 + [1.0] * 2)
+        return unit_P * (start_P + layers(net, latent_BZ, "decoder."))
+    found = []
+    for latent_Z in latent_BZ:
+        gain_H, shift_H, weigh_H, last_O = np.split(w["decoder.give.weight"] @ latent_Z + w["decoder.give.bias"], [3, 6, 9])
+        unit_by_unit = [(1 + gain) * start_P[5 * unit :][:5] for unit, gain in enumerate(gain_H)]
+        shifts = (1 + gain_H) * start_P[15:18] + shift_H
+        leave = [(1 + weigh) * start_P[18 + 2 * unit :][:2] for unit, weigh in enumerate(weigh_H)]
+        found.append(np.concatenate([*unit_by_unit, shifts, *leave, start_P[24:] + last_O]))
+    return np.array(found)
 
 
 def answer_loss(theta_BP: Array, inputs_BNE: Tensor) -> float:
@@ -122,27 +132,36 @@ def answer_loss(theta_BP: Array, inputs_BNE: Tensor) -> float:
     return float(np.mean(losses))
 
 
-def test_a_decoder_gives_weights_in_units_of_their_fan_in() -> None:
-    """A start of unit deviation, and the same weights as by NumPy."""
-    some = hnet()
+@pytest.mark.parametrize("decoder", ["modulated", "free"])
+def test_a_decoder_gives_the_weights_that_numpy_does_and_begins_with_usual_ones(decoder: str) -> None:
+    some = hnet(decoder=decoder)
     assert LEARNER.size == 26
     latent_BZ = torch.randn(7, 4, generator=torch_stream(0))
     np.testing.assert_allclose(
         some.decode(latent_BZ).detach(), decoded(some.net, latent_BZ.double().numpy()), rtol=1e-4, atol=1e-6
     )
     wide = replace(LEARNER, dim=400, hidden=100)
-    big = build_text(facts("hnet") | {"learner": vars(wide)})
-    with torch.no_grad():
-        start_P = big.net.decoder.start_P * big.net.decoder.unit_P
+    big = build_text(facts("hnet", decoder=decoder) | {"learner": vars(wide)}).net.decoder
+    start_P = (big.start_P if decoder == "modulated" else big.start_P * big.unit_P).detach()
     parts = {part.name: start_P[part.offset :][: part.size] for part in wide.layout()}
     assert float(parts["enter.weight"].std()) == pytest.approx(1 / 20, rel=0.05)
     assert float(parts["leave.weight"].std()) == pytest.approx(1 / 10, rel=0.2)
     assert float(parts["enter.bias"].std()) == pytest.approx(1, rel=0.3)
 
 
+def test_a_checkpoint_that_says_nothing_of_its_decoder_has_a_free_one() -> None:
+    """Of a time that knew no other."""
+    older = {name: value for name, value in facts("hnet").items() if name != "decoder"}
+    kept, free, modulated = (
+        {*some.net.state_dict()} for some in (build_text(older), hnet(decoder="free"), hnet(decoder="modulated"))
+    )
+    assert kept == free != modulated
+
+
+@pytest.mark.parametrize("decoder", ["modulated", "free"])
 @pytest.mark.parametrize("match", [0.0, 0.7])
-def test_the_loss_of_hnet_is_that_of_both_its_latents(match: float) -> None:
-    some, asked = hnet(match=match, **PLAIN), batch()
+def test_the_loss_of_hnet_is_that_of_both_its_latents(match: float, decoder: str) -> None:
+    some, asked = hnet(match=match, decoder=decoder, **PLAIN), batch()
     told_BZ = layers(some.net, asked.sentence_BD.double().numpy(), "reader.")
     free_BZ = 5 * some.net.latents.table_CZ.detach().double().numpy()[asked.concept_B.numpy()]
     expected = sum(answer_loss(decoded(some.net, latent_BZ), asked.inputs_BNE) for latent_BZ in (free_BZ, told_BZ))
@@ -567,7 +586,7 @@ def test_models_that_are_read_are_those_that_were_saved(tmp_path: Path, source: 
 def test_checkpoints_of_another_size_are_refused(tmp_path: Path) -> None:
     generators(tmp_path)
     tensors, about = load_checkpoint(tmp_path / "hnet.safetensors")
-    for changes in ({"hidden": 9}, {"concepts": ["a"]}, {"sentence": 5}, {"latent": 3}):
+    for changes in ({"decoder": "free"}, {"concepts": ["a"]}, {"sentence": 5}, {"latent": 3}):
         with pytest.raises(CorruptArtifactError, match=r"^weights of another network than the hnet of sentences: average/"):
             undump_text({"hnet": (tensors, about | changes)})
     missing = {name: value for name, value in tensors.items() if name != "average/decoder.start_P"}

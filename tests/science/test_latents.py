@@ -116,7 +116,8 @@ def test_the_images_of_a_task_are_parted_within_each_way() -> None:
     assert outer.target_N.tolist() == [0, 0, 1, 1]
 
 
-def test_maml_learns_to_adapt() -> None:
+@pytest.mark.parametrize("decoder", ["modulated", "free"])
+def test_maml_learns_to_adapt(decoder: str) -> None:
     """New tasks, each of which asks for the sign of one input."""
 
     def signed(count: int, seed: int) -> QuestionBatch:
@@ -128,10 +129,10 @@ def test_maml_learns_to_adapt() -> None:
         inputs_BNE.scatter_(2, place_BN1, inputs_BNE.gather(2, place_BN1).abs() * sign_N[:, None])
         return QuestionBatch(torch.zeros(count, 1), place_B, place_B, torch.full((count,), fill_value=True), inputs_BNE)
 
-    method = build_text(facts("maml", inner_lr=0.5, inner_steps=5, hidden=16))
+    method = build_text(facts("maml", decoder=decoder, inner_lr=0.5, inner_steps=5, hidden=16))
     assert isinstance(method, MAML)
     optimizer = torch.optim.Adam(method.net.parameters(), lr=1e-2)
-    for step in range(150):
+    for step in range(200):
         optimizer.zero_grad()
         method.loss(signed(32, step), torch_stream(0)).backward()
         optimizer.step()

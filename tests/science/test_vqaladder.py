@@ -30,7 +30,16 @@ TINY: dict[str, dict[str, Any]] = {
     "shared": {"threads": 1},
     "hyperldm": {
         **{"latent": 8, "hidden": 32, "text_hidden": 32, "text_noise": 0.2, "dropout": 0.0, "batch": 16, "latent_batch": 64},
-        **{"steps": 300, "val_every": 150, "lr": 1e-2, "ema": 0.9, "times": 100, "sampling_steps": 5, "guide_steps": 20},
+        **{
+            "steps": 300,
+            "encoder_steps": 300,
+            "val_every": 150,
+            "lr": 1e-2,
+            "ema": 0.9,
+            "times": 100,
+            "sampling_steps": 5,
+            "guide_steps": 20,
+        },
     },
     "evaluate": {"gammas": [1.0, 1.5], "pulls": [0.01, 0.1], "adapt_lrs": [0.1], "adapt_steps": [5, 20]},
 }

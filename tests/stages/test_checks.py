@@ -76,14 +76,17 @@ def check_trajectories(tables: dict[str, pd.DataFrame]) -> list[Row]:
     return trajectories_contract(tables["trajectories"], accepted=20, drawn=22, way=5, shot=5)
 
 
+EPISODES = {"val": 2, "test": 4}
+
+
 def results() -> dict[str, pd.DataFrame]:
-    cells = [(s, k, e, c) for s in ("val", "test") for k in (1, 5) for e in range(3) for c in ("ncm", "metadiff")]
+    cells = [(s, k, e, c) for s, n in EPISODES.items() for k in (1, 5) for e in range(n) for c in ("ncm", "metadiff")]
     table = pd.DataFrame(cells, columns=["split", "shot", "episode", "classifier"])
     return {"results": table.assign(correct=np.arange(len(cells)), queries=75, nll=0.5, overlap=0)}
 
 
 def check_results(tables: dict[str, pd.DataFrame]) -> list[Row]:
-    return results_contract(tables["results"], episodes={"val": 3, "test": 3}, shots=(1, 5), classifiers=("ncm", "metadiff"))
+    return results_contract(tables["results"], episodes=EPISODES, shots=(1, 5), classifiers=("ncm", "metadiff"))
 
 
 CONTRACTS = {
@@ -185,7 +188,8 @@ FAULTS: dict[Key, Change] = {
     ("results", "results", "split", IN_SET): put("results", 0, split="train"),
     ("results", "results", "shot", IN_SET): put("results", 0, shot=2),
     ("results", "results", "classifier", IN_SET): put("results", 0, classifier="oracle"),
-    ("results", "results", "episode", BETWEEN): put("results", 0, episode=3),
+    ("results", "results", "episode", BETWEEN): put("results", 0, episode=-1),
+    ("results", "results", "episode", "pair_values_a_to_be_greater_than_b"): put("results", 0, episode=2),
     ("results", "results", "correct", BETWEEN): put("results", 0, correct=-1),
     ("results", "results", "correct", "pair_values_a_to_be_greater_than_b"): put("results", 0, correct=76),
     ("results", "results", "queries", BETWEEN): put("results", 0, queries=0, correct=0),
@@ -207,7 +211,7 @@ MORE_FAULTS: list[tuple[Key, Change]] = [
     (("trajectories", "trajectories", "largest", NULL), put("trajectories", 0, largest=np.inf)),
     (("trajectories", "trajectories", "last_loss", NULL), put("trajectories", 0, last_loss=-np.inf)),
     (("trajectories", "trajectories", "task", BETWEEN), put("trajectories", 0, task=-1)),
-    (("results", "results", "episode", BETWEEN), put("results", 0, episode=-1)),
+    (("results", "results", "episode", "pair_values_a_to_be_greater_than_b"), put("results", 23, episode=4)),
 ]
 
 
@@ -262,7 +266,7 @@ def test_the_message_names_what_how_many_and_which_rows() -> None:
     )
     assert str(broken("results", put("results", 5, correct=76))) == (
         "table results, column correct: must be at most queries; 1 of 24 rows break it\n"
-        "  row 5: split val, shot 1, episode 2, classifier metadiff, correct 76, queries 75"
+        "  row 5: split val, shot 5, episode 0, classifier metadiff, correct 76, queries 75"
     )
     assert str(broken("results", drop("results", lambda table: table.index != 3))) == (
         "table results: must be 24 rows: episodes of all splits x shots x classifiers; 23 rows"

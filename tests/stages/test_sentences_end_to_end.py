@@ -60,6 +60,7 @@ TINY: dict[str, dict[str, Any]] = {
         "images": 3,
         "latent_batch": 8,
         "steps": 4,
+        "encoder_steps": 4,
         "val_every": 2,
         "val_images": 4,
         "times": 20,
@@ -180,8 +181,9 @@ def test_what_sees_no_sentence_answers_both_templates_alike_and_is_chosen_on_val
     monkeypatch.setattr(described, "choice_of", spied)
     assert [_guarded(stage) for stage in STAGES] == [Exit.OK] * 3
     rows = pd.read_csv(checkout / "data/results/described.csv").set_index(["classifier", "split", "task"])
-    assert chosen_on == [(4, [True, True, False, False])] * 6  # of test there are five
-    assert {*rows.index.levels[0]} == {"hnet", "uncond", "nearest", "ridge", "adapt-2", "adapt-4"}
+    plain, every = (4, [True, True, False, False]), (4, [True] * 4)  # of test there are five
+    assert chosen_on == [plain] * 4 + [every] * 2
+    assert [*rows.index.unique(0)] == ["hnet", "uncond", "nearest", "ridge", "adapt-2", "adapt-4"]
     for name in ("uncond", "adapt-2", "adapt-4"):
         seen, unseen = (rows.loc[name][rows.loc[name]["text"] == text]["nll"] for text in ("seen", "unseen"))
         pd.testing.assert_series_equal(seen, unseen)
