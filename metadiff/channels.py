@@ -103,8 +103,12 @@ class ChannelDenoiser(nn.Module):
     def frame(self, condition: Condition, *_networks: Tensor) -> Whole:
         return Whole()
 
-    def within(self, _frame: Whole, theta_BP: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
-        return self.forward(theta_BP, t_B, condition)
+    def told(self, share_T: Tensor, condition: Condition) -> list[tuple[Tensor, Condition]]:
+        """What it is told at each of these times: all else it learns from the networks themselves."""
+        return [(share_1, condition) for share_1 in torch.split(share_T, 1)]
+
+    def within(self, _frame: Whole, theta_BP: Tensor, told: tuple[Tensor, Condition]) -> Tensor:
+        return self.forward(theta_BP, *told)
 
     def forward(self, theta_BP: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """``t_B`` is the share of the chain that has been walked."""

@@ -1,9 +1,8 @@
 """What weights from sentences are made of: a decoder of latents, a reader of sentences, and `hnet`, which learns both.
 
-A latent is a short vector that stands for a task; other sources of latents are in metadiff/methods/latents.py. Shapes: B tasks,
-Z numbers of a latent, P weights, H hidden units and O outputs of the base learner, D numbers of a sentence's vector, C concepts
-(what sentences may ask for). A generator given to
-`forward` is what dropout draws from; without one nothing is dropped.
+A latent is a short vector that stands for a task; other sources of latents are in metadiff/methods/latents.py. A generator given
+to `forward` is what dropout draws from; without one nothing is dropped. Shapes: B tasks, Z numbers of a latent, P weights, H
+hidden units, O outputs of the base learner, D numbers of a sentence's vector, C concepts (what sentences may ask for).
 """
 
 from __future__ import annotations

@@ -30,19 +30,8 @@ LEARNERS: dict[str, Callable[..., Generated]] = {"mlp": Perceptron, "adapter": A
 TextMethod = HNet | HyperLDM | HyperCLIP | LatentRegression | EndToEnd | Joint  # they read sentences
 Taught = TextMethod | MAML | HVAE
 KEPT = {
-    *(
-        "decoder",
-        "latent",
-        "hidden",
-        "text_hidden",
-        "text_noise",
-        "dropout",
-        "match",
-        "latent_noise",
-        "encoder_noise",
-        "predicts",
-    ),
-    *("schedule", "times", "without_text", "clip", "sampler", "sampling_steps", "guide_steps", "guide_lr"),
+    *("decoder", "latent", "hidden", "text_hidden", "text_noise", "dropout", "match", "latent_noise", "encoder_noise"),
+    *("predicts", "schedule", "times", "without_text", "clip", "sampler", "sampling_steps", "guide_steps", "guide_lr"),
     *("latents_of", "inner_steps", "inner_lr", "kl"),
 }
 

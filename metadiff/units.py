@@ -12,7 +12,9 @@ Shapes: B tasks, U units, W classes, E inputs, F width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,8 @@ from metadiff.layout import parts_of
 from metadiff.learner import Head, Perceptron
 
 FREQUENCIES = 32
+TOGETHER = 64  # heads of one tensor program on a processor: more leave its cache and are slower
+Told = Sequence[Tensor]  # by layer (B, 1, 1, 4 F), or of one row for all tasks: gain and shift
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,23 @@ class Frame:
         length_B11 = mean_BWE.norm(dim=-1).mean(-1)[:, None, None].clamp_min(1e-6)
         return cls(learner, basis_BUKE, basis_BUKE @ basis_BUKE.mT / size, mean_BWE @ mean_BWE.mT / size, length_B11)
 
-    @property
+    @cached_property
     def inner(self) -> Head:
         return replace(self.learner, dim=self.basis_BUKE.shape[2])
+
+    @cached_property
+    def classes_BW3(self) -> Tensor:
+        """Of each class mean its own length, and how near it is to the others and they all to each other."""
+        near_BW = self.gram_BWW.mean(2)
+        far_BW, all_BW = self.gram_BWW.diagonal(dim1=1, dim2=2), near_BW.mean(1, keepdim=True).expand_as(near_BW)
+        return torch.stack([far_BW, near_BW, all_BW], dim=-1)
+
+    @cached_property
+    def parts(self) -> list[Frame]:
+        """Of few tasks each."""
+        tensors = (self.basis_BUKE, self.gram_BUKK, self.gram_BWW, self.length_B11)
+        split = zip(*(torch.split(tensor, TOGETHER) for tensor in tensors), strict=True)
+        return [Frame(self.learner, *some) for some in split]
 
     def enter(self, theta_BP: Tensor, number: int = 0) -> Tensor:
         """(B, C): the head that was given as this one."""
@@ -109,7 +127,7 @@ class UnitDenoiser(nn.Module):
     def forward(self, theta_BP: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """``t_B`` is the share of the chain that has been walked."""
         frame = self.frame(condition, theta_BP)
-        return frame.leave(self.within(frame, frame.enter(theta_BP), t_B, condition))
+        return frame.leave(self.within(frame, frame.enter(theta_BP), self._told(t_B, condition.shots_B)))
 
     def blank(self, like_BP: Tensor) -> Tensor:
         """What a network starts with that has no noise."""
@@ -118,23 +136,37 @@ class UnitDenoiser(nn.Module):
     def frame(self, condition: Condition, *heads_BP: Tensor) -> Frame:
         return Frame.of(self.learner, condition.mean_BWD, *heads_BP)
 
-    def within(self, frame: Frame, c_BC: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
+    def told(self, share_T: Tensor, condition: Condition) -> list[Told]:
+        """What the layers are told at each of these times of a chain, whatever weights it has come to."""
+        times, tasks = len(share_T), len(condition.shots_B)
+        told = self._told(share_T.repeat_interleave(tasks), condition.shots_B.repeat(times))
+        return [*zip(*(torch.split(part, tasks) for part in told), strict=True)]
+
+    def within(self, frame: Frame, c_BC: Tensor, told: Told) -> Tensor:
         """The same, of and as heads in a frame."""
-        x, way, shots_B = units_of(frame.inner, c_BC), self.learner.way, condition.shots_B
-        size = max(len(t_B), len(shots_B))
-        known = torch.cat([time_features(t_B).expand(size, -1), (1 / shots_B[:, None]).expand(size, 1)], 1)
+        if len(c_BC) <= TOGETHER or c_BC.is_cuda:
+            return self._some(frame, c_BC, told)
+        each = (torch.split(part.expand(len(c_BC), -1, -1, -1), TOGETHER) for part in told)
+        groups = zip(frame.parts, torch.split(c_BC, TOGETHER), zip(*each, strict=True), strict=True)
+        return torch.cat([self._some(*group) for group in groups])
+
+    def _told(self, share_B: Tensor, shots_B: Tensor) -> Told:
+        size = max(len(share_B), len(shots_B))
+        known = torch.cat([time_features(share_B).expand(size, -1), (1 / shots_B[:, None]).expand(size, 1)], 1)
         known_B11F = self.time(known)[:, None, None]
+        return [layer.known(known_B11F) for layer in self.layers if isinstance(layer, Exchange)]
+
+    def _some(self, frame: Frame, c_BC: Tensor, told: Told) -> Tensor:
+        x, way = units_of(frame.inner, c_BC), self.learner.way
         met_BUK = (x.vector_BUE[..., None] * frame.gram_BUKK).sum(2)
         product_BUW = met_BUK[..., -way:] * (frame.basis_BUKE.shape[-1] / frame.length_B11)
         pairs_BUW2 = torch.stack([product_BUW, x.link_BUW], dim=-1)
         length_BU = (met_BUK * x.vector_BUE).sum(-1).clamp_min(1e-12).sqrt()
         units_BU2 = torch.stack([length_BU, x.bias_BU], dim=-1)
-        near_BW = frame.gram_BWW.mean(2)
-        far_BW, all_BW = frame.gram_BWW.diagonal(dim1=1, dim2=2), near_BW.mean(1, keepdim=True).expand_as(near_BW)
-        classes_BW4 = torch.stack([x.bias_BW, far_BW, near_BW, all_BW], dim=-1)
+        classes_BW4 = torch.cat([x.bias_BW[..., None], frame.classes_BW3], dim=-1)
         e_BUWF = self.of_pairs(pairs_BUW2) + self.of_units(units_BU2)[:, :, None] + self.of_classes(classes_BW4)[:, None]
-        for layer in self.layers:
-            e_BUWF = layer(e_BUWF, frame.gram_BWW, known_B11F)
+        for layer, known_B11G in zip(self.layers, told, strict=True):
+            e_BUWF = layer(e_BUWF, frame.gram_BWW, known_B11G)
         e_BUF = e_BUWF.mean(2)
         keep_BU1 = self.keep(layer_norm(e_BUF, e_BUF.shape[-1:]))  # within bounds: a share of what itself may be large
         share_BUW, link_BUW = self.to_pairs(e_BUWF).unbind(-1)
@@ -153,11 +185,11 @@ class Exchange(nn.Module):
         self.known = nn.Linear(hidden, 4 * hidden)
         self.leave = nn.Linear(2 * hidden, hidden)
 
-    def forward(self, e_BUWF: Tensor, gram_BWW: Tensor, known_B11F: Tensor) -> Tensor:
+    def forward(self, e_BUWF: Tensor, gram_BWW: Tensor, known_B11G: Tensor) -> Tensor:
         x = layer_norm(e_BUWF, e_BUWF.shape[-1:])
         mixed = self.own(torch.cat([x, gram_BWW[:, None] @ x], dim=-1))
         mixed = mixed + self.over_units(x.mean(1, keepdim=True)) + self.over_classes(x.mean(2, keepdim=True))
-        gain, shift = self.known(known_B11F).chunk(2, dim=-1)
+        gain, shift = known_B11G.chunk(2, dim=-1)
         out: Tensor = e_BUWF + self.leave(silu(mixed * (1 + gain) + shift))
         return out
 

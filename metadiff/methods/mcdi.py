@@ -94,9 +94,10 @@ class McDi:
         frame: Any = self._net.frame(condition, start_BP, base_BP)
         base_BC: Tensor = frame.enter(base_BP, 1)
 
+        told: Any = self._net.told(torch.arange(len(self.chain)).to(start_BP) / len(self.chain), condition)
+
         def estimate(c_BC: Tensor, t: int) -> Tensor:
-            share_B = torch.full((1,), t / len(self.chain), dtype=c_BC.dtype, device=c_BC.device)
-            found: Tensor = self._net.within(frame, c_BC + base_BC, share_B, condition)
+            found: Tensor = self._net.within(frame, c_BC + base_BC, told[t])
             return found - base_BC
 
         def f(c_BC: Tensor, t: int) -> Tensor:

@@ -177,6 +177,24 @@ def test_a_chain_in_the_frame_of_its_start_is_that_of_whole_weights(learner: Bas
     assert len(states) == 13
 
 
+@pytest.mark.parametrize("shots", [1, 150])
+@pytest.mark.parametrize("learner", HEADS, ids=lambda learner: learner.kind)
+def test_many_tasks_are_drawn_in_groups_as_each_by_itself(learner: BaseLearner, shots: int) -> None:
+    """Groups of 64, 64 and 22, of one number of shots for all or of one each."""
+    stream = torch.Generator().manual_seed(6)
+    start, mean = (torch.randn(150, *size, generator=stream, dtype=torch.float64) for size in ((learner.size,), (WAY, DIM)))
+    one, shots_B = method(learner=learner, double=True), torch.randint(1, 6, (shots,), generator=stream).double()
+    with torch.no_grad():
+        for parameter in one.net.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=stream, dtype=torch.float64)
+        found = one.sample(Condition(mean, shots_B), lambda _: start)
+        for task in (0, 63, 64, 128, 149):
+            own = Condition(mean[task : task + 1], shots_B[task : task + 1] if shots > 1 else shots_B)
+            alone = one.sample(own, lambda _, task=task: start[task : task + 1])  # type: ignore[misc]
+            torch.testing.assert_close(found[task], alone[0], rtol=1e-9, atol=1e-9)
+    assert (found[0] - found[1]).abs().max() > 1e-2
+
+
 def test_ocd_sees_its_base_and_gives_what_is_to_be_added() -> None:
     scale = WeightScale(torch.randn(LEARNER.size, generator=torch.Generator().manual_seed(3)), torch.full((LEARNER.size,), 0.5))
     ocd, plain = build_weights(FACTS | {"model": "ocd"}, scale), method("vanilla")
