@@ -36,7 +36,9 @@ def asked_params(steps: int | None, device: str | None) -> Params:
     params = load()
     if steps is not None and steps < 1:
         raise ParamsError(f"--steps: must be at least 1, got {steps}")
-    hyperldm = params.hyperldm.model_copy(update={} if steps is None else {"steps": steps, "encoder_steps": steps})
+    hyperldm = params.hyperldm.model_copy(
+        update={} if steps is None else {"steps": steps, "encoder_steps": min(steps, params.hyperldm.encoder_steps)}
+    )
     shared = params.shared.model_copy(update={} if device is None else {"device": device})
     return params.model_copy(update={"hyperldm": hyperldm, "shared": shared})
 
@@ -94,7 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.metavqa", description="Weights from the questions of Meta-VQA.")
     parser.add_argument("folder", type=Path, help="with the five files of docs/metavqa.md")
     parser.add_argument(
-        "--steps", type=int, help="of training, of each model; by default hyperldm.steps and hyperldm.encoder_steps"
+        "--steps",
+        type=int,
+        help="of training, of each model; at most hyperldm.encoder_steps of hyperclip; by default hyperldm.steps",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="by default shared.device")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the JSON goes (default: %(default)s)")

@@ -3,8 +3,8 @@
     o = v + relu(v @ enter.weight.T + enter.bias) @ leave.weight.T + leave.bias       score of an answer: 100 cos(o, sentence)
 
 As in the code of HyperLDM (model/custom_hnet.py), in its order of weights. The 1 / sqrt(fan in) that it has in the network is
-here in the unit of what generates the weights (hypernet.py). Shapes: T tasks, N images of each, A answers, D features, H hidden
-units, P weights.
+here where weights are generated (hypernet.py). Shapes: T tasks, N images of each, A answers, D features, H hidden units, P
+weights.
 """
 
 from __future__ import annotations

@@ -54,9 +54,8 @@ class LatentSource(ABC):
 
 
 class ModulatedDecoder(nn.Module):
-    """Latent to weights: those of a network that all tasks share, with its hidden units scaled and shifted by a linear map.
-
-    A deeper map of the latent fits the sentences of training as well, and new ones worse (docs/deviations.md).
+    """Latent to weights: those of a network that all tasks share; a linear map of the latent scales and shifts what enters its
+    hidden units, scales what leaves them, and shifts its outputs.
     """
 
     def __init__(self, learner: Generated, *, latent: int) -> None:

@@ -143,7 +143,7 @@ class UnitDenoiser(nn.Module):
         return [*zip(*(torch.split(part, tasks) for part in told), strict=True)]
 
     def within(self, frame: Frame, c_BC: Tensor, told: Told) -> Tensor:
-        """The same, of and as heads in a frame."""
+        """What `forward` does, of and as heads in a frame."""
         if len(c_BC) <= TOGETHER or c_BC.is_cuda:
             return self._some(frame, c_BC, told)
         each = (torch.split(part.expand(len(c_BC), -1, -1, -1), TOGETHER) for part in told)

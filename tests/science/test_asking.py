@@ -83,6 +83,7 @@ def test_all_classifiers_are_there_with_their_candidates(made: TextGenerators, t
     sizes = {name: len(candidates) for name, candidates in found.items() if len(candidates) > 1}
     assert sizes == {"hyperclip": 2, "ridge": 4, "hyperldm-mean": 2, "hyperldm-best": 2}
     assert {name for name in found if asking.sees_images(name)} == OF_IMAGES
+    assert {name for name in found if asking.reads_sentence(name)} == OF_SENTENCES
     for name, candidates in found.items():
         for answers_of in candidates.values():
             scores = answers_of(asked())

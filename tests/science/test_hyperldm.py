@@ -25,7 +25,7 @@ from metadiff.learner import Perceptron
 from metadiff.methods.hyperldm import EXPLODED, SCALE, HyperCLIP, HyperLDM, refuse_exploded
 from metadiff.params import load
 from metadiff.rng import torch_stream
-from metadiff.textbuild import OF_LATENTS, SOURCES, TEXT_MODELS, TextMethod, build_text, text_facts
+from metadiff.textbuild import OF_LATENTS, SOURCES, TEXT_MODELS, TextMethod, build_text, text_facts, text_pace
 from metadiff.textmodels import TextGenerators, TextModels, undump_text
 from stages.imports import ROOT
 from tests.science.test_described import TASKS, data, vectors
@@ -200,6 +200,16 @@ def test_others_learn_from_free_latents_and_as_often_from_what_a_plain_sentence_
     assert free_B[2000:].all()  # a sentence with several right answers does not tell which
     assert float(told_B[:2000].float().mean()) == pytest.approx(0.5, abs=0.04)
     assert not found_BZ.requires_grad
+
+
+def test_hyperclip_learns_from_noise_and_for_steps_of_its_own() -> None:
+    """In units of the deviation of latents; hnet and hyperldm know nothing of either."""
+    losses = [
+        made("hyperclip", **PLAIN | changes).loss(batch(), torch_stream(0)).item() for changes in ({}, {"latent_noise": 0.5})
+    ]
+    assert losses[0] == losses[1] != made("hyperclip", **PLAIN | {"encoder_noise": 0.5}).loss(batch(), torch_stream(0)).item()
+    section = SECTION.model_copy(update={"steps": 7, "encoder_steps": 3})
+    assert {model: text_pace(section, model).steps for model in TEXT_MODELS} == dict.fromkeys(TEXT_MODELS, 7) | {"hyperclip": 3}
 
 
 def test_dropout_keeps_the_mean() -> None:
