@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +20,7 @@ from metadiff.concepts import DescribedTask
 from metadiff.described import AMBIGUOUS, answer_loss, answers, concepts_of, trained_texts
 from metadiff.diffusion import Noise, gaussian_noise
 from metadiff.evaluation import TYPICAL, correct_counts, log_probabilities
-from metadiff.hypernet import HNet, LatentSource, descend
+from metadiff.hypernet import HNet, LatentSource, fitted
 from metadiff.methods.hyperldm import HyperCLIP, HyperLDM
 from metadiff.methods.latents import HVAE, MAML
 from metadiff.rng import torch_stream
@@ -96,18 +95,13 @@ def described_classifiers(made: TextGenerators, told: Told, section: Evaluate) -
     yield "uncond", {"": _from_latents(made, partial(_mean_latent, made.source))}
     yield "nearest", {"": _from_latents(made, partial(_nearest, made.source, told))}
     yield "ridge", {f"ridge {ridge:g}": _from_latents(made, partial(_ridge, made.source, told, ridge)) for ridge in RIDGES}
-    starts: dict[str, LatentsOf] = {"adapt": partial(_mean_latent, made.source)}
+    for count in section.adapt_images:
+        yield f"adapt-{count}", _adaptations(made, section, Start(partial(_mean_latent, made.source), count // 2))
     diffusion = made.methods.get("hyperldm")
     if isinstance(diffusion, HyperLDM):
-        starts["text-adapt"] = partial(_best_latent, made, _draws(diffusion, section.seed, section.gammas[0], TRIED))
-    for (name, start), count in product(starts.items(), section.adapt_images):
-        yield (
-            f"{name}-{count}",
-            {
-                f"lr {lr:g}, {steps} steps": partial(_shown, count // 2, _from_latents(made, _adapted(made, start, lr, steps)))
-                for lr, steps in product(section.adapt_lrs, section.adapt_steps)
-            },
-        )
+        best = partial(_best_latent, made, _draws(diffusion, section.seed, section.adapt_gamma, TRIED))
+        for count in section.text_adapt_images:
+            yield f"text-adapt-{count}", _adaptations(made, section, Start(best, count // 2))
 
 
 def sees_images(name: str) -> bool:
@@ -229,13 +223,30 @@ def _climbed(method: HyperCLIP, pull: float, asked: Asked) -> Tensor:
     return method.latents(asked.sentence_ED, _no_noise, pull=pull)
 
 
-def _adapted(made: TextGenerators, start_of: LatentsOf, lr: float, steps: int) -> LatentsOf:
+class Start:
+    """Where adaptation to as many labelled images a way begins: found once for what is asked, though by several candidates."""
+
+    def __init__(self, latents_of: LatentsOf, count: int) -> None:
+        self.latents_of, self.count = latents_of, count
+        self._found: tuple[Asked, Asked, Tensor] | None = None
+
+    def __call__(self, asked: Asked) -> tuple[Asked, Tensor]:
+        """With no more images than may be seen."""
+        if self._found is None or self._found[0] is not asked:
+            shown = asked.shown(self.count)
+            self._found = asked, shown, self.latents_of(shown)
+        return self._found[1:]
+
+
+def _adaptations(made: TextGenerators, section: Evaluate, start: Start) -> dict[str, AnswersOf]:
+    adapted = partial(_adapted, made, start, lr=section.adapt_lr, steps=section.adapt_steps)
+    return {f"pull {pull:g}": _from_latents(made, partial(adapted, pull)) for pull in section.adapt_pulls}
+
+
+def _adapted(made: TextGenerators, start: Start, pull: float, asked: Asked, *, lr: float, steps: int) -> Tensor:
     """By Adam on the latent, on the labelled images."""
-
-    def latents(asked: Asked) -> Tensor:
-        return descend(start_of(asked), lambda latent_EZ: _loss(made, made.source.decode(latent_EZ), asked), lr=lr, steps=steps)
-
-    return latents
+    shown, start_EZ = start(asked)
+    return fitted(made.source, start_EZ, lambda theta_EP: _loss(made, theta_EP, shown), pull=pull, lr=lr, steps=steps)
 
 
 def _loss(made: TextGenerators, theta_EP: Tensor, asked: Asked) -> Tensor:

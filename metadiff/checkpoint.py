@@ -22,11 +22,16 @@ FORMAT = 1
 KEY = "metadiff"  # the only entry of safetensors' metadata: several would be written in no fixed order
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write to a temporary file of the same folder, sync, rename, sync the folder."""
+def checkpoint_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    """What the file of a checkpoint holds."""
     whole = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
     note = json.dumps({"format": FORMAT, "facts": dict(facts)}, sort_keys=True, allow_nan=False)
-    content = to_bytes(whole, metadata={KEY: note})
+    return to_bytes(whole, metadata={KEY: note})
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write to a temporary file of the same folder, sync, rename, sync the folder."""
+    content = checkpoint_bytes(tensors, facts)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:

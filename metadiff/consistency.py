@@ -140,11 +140,11 @@ def ddim(estimate: Callable[[Tensor, int], Tensor], x: Tensor, chain: Chain, *, 
     The mean step leaves less and less, so a network that has to choose between equally good ends sees too little of what it
     could choose by. A further segment begins on the weights that the one before has led to either way, where training had noise.
     """
-    for t in range(len(chain)):
+    own_T, level_KT = chain.own(torch.arange(len(chain))).tolist(), chain.abar_KT.tolist()  # numbers: one task is walked fast
+    for t, own in enumerate(own_T):
         if watch:
             watch(t, x)
-        own = int(chain.own(t))
-        now, then = float(chain.abar_KT[own, t]), float(chain.abar_KT[own, t + 1]) if t + 1 < chain.bounds[own] else 1.0
+        now, then = level_KT[own][t], level_KT[own][t + 1] if t + 1 < chain.bounds[own] else 1.0
         found = estimate(x, t)
         x = then**0.5 * found + ((1 - then) / (1 - now)) ** 0.5 * (x - now**0.5 * found)
     if watch:

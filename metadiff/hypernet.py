@@ -21,6 +21,7 @@ from metadiff.described import SentenceBatch
 from metadiff.diffusion import Noise
 from metadiff.layout import parts_of
 from metadiff.rng import torch_stream
+from metadiff.standard import Standard
 
 SHORT = 1e-3  # how much long latents cost: none would be too long for the decoder
 TOLD = 0.5  # share of latents to learn from that are what a sentence tells
@@ -190,6 +191,19 @@ def descend(start_BZ: Tensor, loss_of: Callable[[Tensor], Tensor], *, lr: float,
             (latent_BZ.grad,) = torch.autograd.grad(loss_of(latent_BZ).sum(), [latent_BZ])
         optimizer.step()
     return latent_BZ.detach()
+
+
+def fitted(
+    source: LatentSource, start_BZ: Tensor, loss_of: Callable[[Tensor], Tensor], *, pull: float, lr: float, steps: int
+) -> Tensor:
+    """Latents whose weights (B, P) have a low loss (B,), and which are not far from where they started, in deviations of all."""
+    deviation_Z = Standard.of(source.latent_CZ.detach()).deviation_D
+
+    def loss(latent_BZ: Tensor) -> Tensor:
+        away_BZ = (latent_BZ - start_BZ) / deviation_Z
+        return loss_of(source.decode(latent_BZ)) + pull / 2 * away_BZ.square().mean(1)
+
+    return descend(start_BZ, loss, lr=lr, steps=steps)
 
 
 class HNetNet(nn.Module):

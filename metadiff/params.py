@@ -263,13 +263,21 @@ class Evaluate(Section):
     gammas: Annotated[tuple[Gamma, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
     pulls: Annotated[tuple[Pull, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
     adapt_images: Annotated[tuple[AdaptImages, ...], Field(min_length=0, max_length=20), AfterValidator(_increasing)]
-    adapt_lrs: Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
-    adapt_steps: Annotated[tuple[OptimizerSteps, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
+    text_adapt_images: Annotated[tuple[AdaptImages, ...], Field(min_length=0, max_length=20), AfterValidator(_increasing)]
+    adapt_gamma: Gamma
+    adapt_pulls: Annotated[tuple[Pull, ...], Field(min_length=1, max_length=20), AfterValidator(_increasing)]
+    adapt_lr: LearningRate
+    adapt_steps: OptimizerSteps
 
     @property
     def episodes_of(self) -> dict[str, int]:
         """How many each split has a shot; on the first is chosen what is left open."""
         return {"val": self.val_episodes, "test": self.episodes}
+
+    @property
+    def labelled(self) -> int:
+        """How many labelled images a way a described task has; one draw of several is always chosen by one."""
+        return max((*self.adapt_images, *self.text_adapt_images), default=2) // 2
 
 
 class Params(Section):

@@ -33,7 +33,7 @@ from metadiff.generator import trained_weights
 from metadiff.hypernet import LatentSource
 from metadiff.inputs import Inputs
 from metadiff.learner import Perceptron, build_learner
-from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, Weights, backward
+from metadiff.metatraining import Lesson, MetaTraining, Subject, Weights, backward
 from metadiff.questions import LEARNT_FROM
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
@@ -61,15 +61,12 @@ class TextModels:
     seed: int
     ends: PathEnds | None = None  # of the recorded paths, for `hvae`
 
-    def pace(self, model: str) -> Pace:
-        return text_pace(self.section, model)
-
     def subject(self, model: str, source: LatentSource | None = None) -> Subject:
         """``source`` is the trained one, of whose latents others are."""
         facts, course = self.facts(model), self.course(model)
         build = partial(build_text, facts, source=source, known=course.before, device=str(self.seen_NE.device))
         lesson: Lesson[Any, Any] = Lesson(course.draw, backward, course.score)
-        training = MetaTraining(self.pace(model), build(), lesson, seed=self.seed)
+        training = MetaTraining(text_pace(self.section, model), build(), lesson, seed=self.seed)
         return Subject(training, facts, partial(self.dump, course, build))
 
     def facts(self, model: str) -> dict[str, Any]:

@@ -190,8 +190,11 @@ def batch_rows(count: int, *, batch: int, generator: torch.Generator) -> list[Te
 
 
 @torch.no_grad()
-def extract(backbone: Backbone, images_NHWC: Blocks, *, batch: int = EXTRACT_BATCH) -> Tensor:
-    """(N, D) float32 features on the CPU, without augmentation; how the images are cut into blocks changes nothing."""
+def extract(backbone: Backbone, images_NHWC: Blocks, *, batch: int = EXTRACT_BATCH, first: int = 0) -> Tensor:
+    """(N, D) float32 features on the CPU, without augmentation; how the images are cut into blocks changes nothing.
+
+    ``first`` is the number of the first image, for who is told of a bad one.
+    """
     was_training = backbone.training
     backbone.eval()
     device = backbone.mean_C.device
@@ -200,8 +203,8 @@ def extract(backbone: Backbone, images_NHWC: Blocks, *, batch: int = EXTRACT_BAT
     features_ND = torch.cat(parts) if parts else torch.zeros(0, backbone.feature_size)
     bad_N = ~features_ND.isfinite().all(dim=1)
     if bad_N.any():
-        first = int(bad_N.int().argmax())
-        raise NumericError(f"{int(bad_N.sum())} of {len(bad_N)} feature vectors are not finite, the first of image {first}")
+        worst = first + int(bad_N.int().argmax())
+        raise NumericError(f"{int(bad_N.sum())} of {len(bad_N)} feature vectors are not finite, the first of image {worst}")
     return features_ND
 
 

@@ -6,10 +6,9 @@ Shapes: T tasks, B of them at a time, Z numbers of a latent, P weights, D number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from metadiff.adapter import Adapter
-from metadiff.asking import of_others
+from metadiff.asking import TRIED, of_others
 from metadiff.baselines.fromtext import EndToEnd, LatentRegression
 from metadiff.diffusion import Noise, gaussian_noise
 from metadiff.errors import NumericError
 from metadiff.evaluation import mean_and_ci95
-from metadiff.hypernet import HNet, LatentSource, descend
+from metadiff.hypernet import HNet, LatentSource, fitted
 from metadiff.metatraining import Lesson, MetaTraining, backward
 from metadiff.methods.hyperldm import HyperCLIP, HyperLDM
 from metadiff.rng import torch_stream
@@ -96,11 +95,11 @@ class Ladder:
         for gamma in self.evaluate.gammas:
             yield f"hyperldm-g{gamma:g}", {"": self._told(partial(diffusion.weights, gamma=gamma))}
         yield "shuffled", {"": partial(self._misled, self._told(partial(diffusion.weights, gamma=plain)))}
-        drawn = self._told(partial(diffusion.latents, gamma=plain))
-        for name, start_of in (("adapt", partial(_mean_latent, source)), ("text-adapt", drawn)):
-            ways = [*product(self.evaluate.adapt_lrs, self.evaluate.adapt_steps)]
-            adapted = [_decoded(source, partial(self._adapted, source, start_of, lr, steps)) for lr, steps in ways]
-            yield name, dict(zip((f"lr {lr:g}, {steps} steps" for lr, steps in ways), adapted, strict=True))
+        drawn = partial(diffusion.latents, gamma=self.evaluate.adapt_gamma)
+        best = partial(self._best, source, [self._told(drawn, draw) for draw in range(TRIED)])
+        for name, start_of in (("adapt", partial(_mean_latent, source)), ("text-adapt", best)):
+            pulls = self.evaluate.adapt_pulls
+            yield name, {f"pull {pull:g}": _decoded(source, partial(self._adapted, source, start_of, pull)) for pull in pulls}
 
     @torch.no_grad()
     def shares(self, tasks: VQATasks, weights_of: TaskWeights) -> NDArray[np.float64]:
@@ -118,11 +117,11 @@ class Ladder:
         """CLIP as it is."""
         return tasks.sentence_TD.new_zeros(len(which_B), self.learner.size)
 
-    def _told(self, weights_of: SentenceWeights) -> TaskWeights:
+    def _told(self, weights_of: SentenceWeights, draw: int = 0) -> TaskWeights:
         """By the question; two draws of one run differ, two runs do not."""
 
         def told(tasks: VQATasks, which_B: Tensor) -> Tensor:
-            stream = torch_stream(self.seed, "metavqa", "draw", int(which_B[0]))
+            stream = torch_stream(self.seed, "metavqa", "draw", draw, int(which_B[0]))
             return weights_of(tasks.sentence_TD[which_B.to(tasks.sentence_TD.device)], gaussian_noise(stream))
 
         return told
@@ -131,16 +130,16 @@ class Ladder:
         """Every task is told the question of another."""
         return weights_of(tasks.told(of_others(tasks.sentence_TD, self.seed)), which_B)
 
-    def _adapted(
-        self, source: LatentSource, start_of: TaskWeights, lr: float, steps: int, tasks: VQATasks, which_B: Tensor
-    ) -> Tensor:
+    def _best(self, source: LatentSource, draws: Sequence[TaskWeights], tasks: VQATasks, which_B: Tensor) -> Tensor:
+        """Of several drawn latents of each task that which its support fits best."""
+        shown, latent_GBZ = tasks.shown(which_B), torch.stack([latents_of(tasks, which_B) for latents_of in draws])
+        loss_GB = torch.stack([shown.losses(self.learner, source.decode(latent_BZ)) for latent_BZ in latent_GBZ])
+        return latent_GBZ[loss_GB.argmin(0), torch.arange(len(which_B), device=loss_GB.device)]
+
+    def _adapted(self, source: LatentSource, start_of: TaskWeights, pull: float, tasks: VQATasks, which_B: Tensor) -> Tensor:
         """By the whole support of each task."""
-        shown = tasks.shown(which_B)
-
-        def loss_of(latent_BZ: Tensor) -> Tensor:
-            return shown.losses(self.learner, source.decode(latent_BZ))
-
-        return descend(start_of(tasks, which_B), loss_of, lr=lr, steps=steps)
+        losses_of, how = partial(tasks.shown(which_B).losses, self.learner), self.evaluate
+        return fitted(source, start_of(tasks, which_B), losses_of, pull=pull, lr=how.adapt_lr, steps=how.adapt_steps)
 
 
 def _mean_latent(source: LatentSource, tasks: VQATasks, which_B: Tensor) -> Tensor:

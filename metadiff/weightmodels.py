@@ -38,6 +38,16 @@ if TYPE_CHECKING:
     from metadiff.params import McDi as Section
 
 
+def weight_pace(section: Section, model: str) -> Pace:
+    if model == "reptile":
+        steps, every = section.start_tours, section.val_every
+        return Pace(
+            steps, section.start_rate, weight_decay=0.0, ema=0.0, val_every=every, optimizer="sgd", rate="mcdi.start_rate"
+        )
+    decay = section.weight_decay if section.optimizer == "adam" else 0.0  # of SGD it would be coupled to the rate alone
+    return replace(pace_of(section), rate="mcdi.lr", weight_decay=decay)
+
+
 @dataclass(frozen=True)
 class WeightModels:
     """The parameters, images with the features that the backbone gave them, and paths with what their learner saw of an image."""
@@ -48,16 +58,6 @@ class WeightModels:
     store: TrajectoryStore
     inputs: Inputs
     seed: int
-
-    def pace(self, model: str) -> Pace:
-        section = self.section
-        if model == "reptile":
-            steps, every = section.start_tours, section.val_every
-            return Pace(
-                steps, section.start_rate, weight_decay=0.0, ema=0.0, val_every=every, optimizer="sgd", rate="mcdi.start_rate"
-            )
-        decay = section.weight_decay if section.optimizer == "adam" else 0.0  # of SGD it would be coupled to the rate alone
-        return replace(pace_of(section), rate="mcdi.lr", weight_decay=decay)
 
     def subject(self, model: str, start_P: Tensor | None = None) -> Subject:
         """``start_P`` are the weights that `ocd` generates a difference to: what `reptile` has learnt."""
@@ -96,7 +96,7 @@ class WeightModels:
     ) -> Subject:
         made = WeightGenerator(method, self.inputs, scale, facts["start_std"], self.posterior)
         lesson: Lesson[Any, Any] = Lesson(draw, slope, self.score(made, adapt=isinstance(method, Start)))
-        training = MetaTraining(self.pace(facts["model"]), method, lesson, seed=self.seed)
+        training = MetaTraining(weight_pace(self.section, facts["model"]), method, lesson, seed=self.seed)
         return Subject(training, facts, partial(dump_weights, made=made))
 
     @property

@@ -77,7 +77,7 @@ def what_is_asked(made: TextGenerators, section: Evaluate, prepared: Path, data:
     """By split its tasks, and by template what is asked of them: the images are the same; and what training was told."""
     tasks, vectors = read_tasks(prepared, data), read_vectors(prepared / SENTENCES)
     inputs_NI, cells = made.inputs.of(features_ND), {}
-    sizes = {"shot": max(section.adapt_images, default=2) // 2, "query": section.sentence_images}
+    sizes = {"shot": section.labelled, "query": section.sentence_images}
     for split in SPLITS:
         own = tasks_by_number(tasks, split)
         drawn = draw_questions(own, data, splits=(split,), **sizes, numbers=range(len(own)), seed=section.seed, repeat=True)
@@ -140,14 +140,14 @@ def summary(rows: pd.DataFrame) -> dict[str, Any]:
 
 def repeated(cells: Cells, section: Evaluate, data: Rows) -> Iterator[str]:
     """Where tasks have too few images for what is asked of them."""
-    need = max(section.adapt_images, default=0) // 2 + section.sentence_images
+    need = section.labelled + section.sentence_images
     for split, (tasks, _) in cells.items():
         images_C = np.bincount(data.label[data.of(split)], minlength=len(data.classes))
         right = [int(images_C[[*task.yes]].sum()) for task in tasks]
         if few := sum(there < need for there in right):
             yield (
                 f"{few} of {len(right)} {split} tasks have fewer than {need} images that are right, one {min(right)}: the same "
-                "come again; lower evaluate.adapt_images or evaluate.sentence_images"
+                "come again; lower evaluate.adapt_images, evaluate.text_adapt_images or evaluate.sentence_images"
             )
 
 

@@ -6,6 +6,8 @@
     dask:tcp://host:port   by the workers of the Dask scheduler that listens there
 
 Where it is not set, images are drawn in processes and all else is computed in the stage's own.
+What `pretrain` and `metatrain` share out reads files of this machine, so that Dask has no part in it: it is then computed in
+the stage's own process.
 It is no parameter, because the bytes are the same whichever: a worker sets torch as the stage does, and where it cannot (another
 version, another instruction set) it is refused. Dask sends Python objects as pickles: use a scheduler that you trust.
 """
@@ -52,16 +54,24 @@ class Serial(Executor):
         return future
 
 
-def computed(jobs: Iterable[tuple[str, Job[T]]], *, machine: Shared | None, default: str = "serial") -> Generator[tuple[str, T]]:
+Jobs = Iterable[tuple[str, Job[T]] | None]  # None: there is no other before one of those handed out has come back
+
+
+def computed(
+    jobs: Jobs[T], *, machine: Shared | None, default: str = "serial", of_disk: bool = False
+) -> Generator[tuple[str, T]]:
     """Each job's name and result, as they come; few more are drawn than can run at once. One lost with its worker runs again.
 
-    ``machine`` says how torch is set, where jobs use it; ``default`` where they run if nobody says otherwise.
+    ``machine`` says how torch is set, where jobs use it; ``default`` where they run if nobody says otherwise; ``of_disk`` that
+    they read files of this machine.
     """
     left, deaths = iter(jobs), Counter[str]()
     while True:
         held: dict[str, Job[T]] = {}
         try:
             asked, threads = os.environ.get(VARIABLE) or default, machine.threads if machine else 1
+            if of_disk and asked.partition(":")[0] == "dask":
+                asked = "serial"
             with _workers(asked, threads=threads) as (executor, width):
                 yield from _stream(executor, left, held, width=width, machine=machine)
                 return
@@ -93,20 +103,20 @@ def computed_units(
             with run.unit(name) as folder:
                 save(folder, found)
             advance(sizes[name])
-    folders = [run.finished_unit(name) for name in sizes]
-    if None in folders:
-        raise OSError("a unit changed right after it was written; is the disk sound?")
-    return [folder for folder in folders if folder]
+    return [run.whole_unit(name) for name in sizes]
 
 
 def _stream(
-    executor: Executor, jobs: Iterator[tuple[str, Job[T]]], held: dict[str, Job[T]], *, width: int, machine: Shared | None
+    executor: Executor, jobs: Iterator[tuple[str, Job[T]] | None], held: dict[str, Job[T]], *, width: int, machine: Shared | None
 ) -> Iterator[tuple[str, T]]:
     """``held`` has at any time the jobs that were handed out and have not come back."""
     here, expected = isinstance(executor, Serial), _identity(machine)
     running: dict[Future[T], str] = {}
     while True:
-        for name, job in islice(jobs, width - len(running)):
+        for drawn in islice(jobs, width - len(running)):
+            if drawn is None:
+                break
+            name, job = drawn
             held[name] = job
             running[executor.submit(job if here else partial(_checked, job, machine, expected))] = name
         if not running:

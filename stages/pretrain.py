@@ -6,13 +6,12 @@ of the epoch with the best nearest-class-mean accuracy on fixed episodes of vali
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from metadiff.artifact import write_json
 from metadiff.backbone import build as build_backbone
@@ -23,8 +22,9 @@ from metadiff.episodes import draw_episodes
 from metadiff.evaluation import accuracy
 from metadiff.rows import Rows
 from metadiff.store import image_blocks, image_shape, read_rows, write_features
-from metadiff.training import Pretraining, extract
+from metadiff.training import Pretraining
 from stages.checks import features_contract
+from stages.features import features
 from stages.runner import Run, Stage, log_row, main
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PREPARED = Path("data/prepared")
 IMAGES = PREPARED / "images.h5"
+BACKBONE = "backbone.safetensors"
 
 
 def build(run: Run[Pretrain]) -> None:
@@ -46,21 +47,12 @@ def build(run: Run[Pretrain]) -> None:
                 log_row(live, curves(training.run_epoch(advance)))
                 save_checkpoint(folder / "state.safetensors", *training.state())
             run.drop_unit(unit_name(training.epoch - 2))  # two are kept: one may turn out to be damaged
-    backbone = training.best_backbone()
-    with run.progress("features", total=len(data.label), unit="images") as advance:
-        features_ND = extract(backbone, told(image_blocks(IMAGES), advance)).numpy()
+    save_checkpoint(run.out / BACKBONE, *dump(training.best_backbone()))
+    features_ND = features(run, IMAGES, run.out / BACKBONE, count=len(data.label))
     checks = features_contract(features_ND, rows=len(data.label))
     write_features(run.out / "features.h5", features_ND, rows=data)
-    save_checkpoint(run.out / "backbone.safetensors", *dump(backbone))
     write_json(run.out / "checks.json", checks)
     run.say(f"best of {run.params.epochs} epochs: {training.best_epoch}, {training.best_score:.1f} % on validation episodes")
-
-
-def told(blocks: Iterable[NDArray[np.uint8]], advance: Callable[[int], None]) -> Iterator[NDArray[np.uint8]]:
-    """The blocks, and ``advance`` told of each when the next is asked for."""
-    for block_NHWC in blocks:
-        yield block_NHWC
-        advance(len(block_NHWC))
 
 
 def begin(run: Run[Pretrain], data: Rows) -> Pretraining:

@@ -130,6 +130,13 @@ class Run(Generic[P]):
     def finished_unit(self, name: str) -> Path | None:
         return self._work.unit(name)
 
+    def whole_unit(self, name: str) -> Path:
+        """One that was written in this run."""
+        folder = self.finished_unit(name)
+        if not folder:
+            raise OSError(f"the unit {name} changed right after it was written; is the disk sound?")
+        return folder
+
     def drop_unit(self, name: str) -> None:
         self._work.drop_unit(name)
 

@@ -25,8 +25,11 @@ SECTION = load(ROOT / "params.yaml").evaluate.model_copy(
         "pulls": (0.01, 1.0),
         "draws": 3,
         "adapt_images": (2, 6),
-        "adapt_lrs": (0.05,),
-        "adapt_steps": (12,),
+        "text_adapt_images": (2, 6),
+        "adapt_gamma": 2.0,
+        "adapt_pulls": (0.5,),
+        "adapt_lr": 0.05,
+        "adapt_steps": 12,
         "seed": 5,
     }
 )
@@ -156,7 +159,7 @@ def test_no_real_task_of_one_answer_is_told_its_own_sentence_by_shuffling(split:
 @pytest.mark.parametrize("name", ["adapt", "text-adapt"])
 @pytest.mark.parametrize("count", [2, 6])
 def test_a_latent_is_adapted_to_half_as_many_images_a_way(made: TextGenerators, told: Told, name: str, count: int) -> None:
-    answers_of = every(made, told)[f"{name}-{count}"]["lr 0.05, 12 steps"]
+    answers_of = every(made, told)[f"{name}-{count}"]["pull 0.5"]
     some, other = asked(), asked(support=1)
     for shown, same in ((count // 2, True), (count // 2 - 1, False)):
         support_EWSI = other.support_EWSI.clone()
@@ -166,13 +169,16 @@ def test_a_latent_is_adapted_to_half_as_many_images_a_way(made: TextGenerators, 
 
 
 @torch.no_grad()
-def test_adapting_lowers_the_loss_of_each_task_and_equals_a_plain_loop(made: TextGenerators) -> None:
+@pytest.mark.parametrize("pull", [0.0, 2.0])
+def test_adapting_lowers_the_loss_of_each_task_and_equals_a_plain_loop(made: TextGenerators, pull: float) -> None:
     some, few = asked(), asked().shown(3)
-    found_EZ = asking._adapted(made, lambda asked: asking._mean_latent(made.source, asked), 0.05, 40)(few)
+    start = asking.Start(lambda asked: asking._mean_latent(made.source, asked), 3)
+    found_EZ = asking._adapted(made, start, pull, some, lr=0.05, steps=40)
     start_EZ = asking._mean_latent(made.source, some)
     before_E, after_E = (asking._loss(made, made.source.decode(latent_EZ), few) for latent_EZ in (start_EZ, found_EZ))
     assert (after_E < before_E).all()
-    assert float(after_E.mean()) < 0.9 * float(before_E.mean())
+    assert float(after_E.mean()) < (0.9 if pull == 0 else 0.99) * float(before_E.mean())
+    deviation_Z = made.source.latent_CZ.std(0, correction=0)
     for place in range(2):
         latent_1Z = start_EZ[place : place + 1].clone().requires_grad_()
         optimizer = torch.optim.Adam([latent_1Z], lr=0.05)
@@ -181,7 +187,8 @@ def test_adapting_lowers_the_loss_of_each_task_and_equals_a_plain_loop(made: Tex
             with torch.enable_grad():
                 inputs_NI = torch.cat([few.support_EWSI[place, 0], few.support_EWSI[place, 1]])
                 scores_NW = made.learner.scores(made.source.decode(latent_1Z), inputs_NI[None])[0]
-                torch.nn.functional.cross_entropy(scores_NW, torch.tensor([0, 0, 0, 1, 1, 1])).backward()
+                loss = torch.nn.functional.cross_entropy(scores_NW, torch.tensor([0, 0, 0, 1, 1, 1]))
+                (loss + pull / 2 * ((latent_1Z[0] - start_EZ[place]) / deviation_Z).pow(2).mean()).backward()
             optimizer.step()
         torch.testing.assert_close(found_EZ[place], latent_1Z[0].detach(), rtol=1e-3, atol=1e-4)
 
@@ -214,13 +221,29 @@ def test_what_is_told_and_shown_is_adapted_from_the_draw_that_its_images_fit_bes
     some, method = asked(), hyperldm(made)
     few = some.shown(3)
     noises = [asking.gaussian_noise(torch_stream(5, "sentences", "draw", draw)) for draw in range(asking.TRIED)]
-    latent_GEZ = torch.stack([method.latents(some.sentence_ED, noise, gamma=1.0) for noise in noises])
+    latent_GEZ = torch.stack([method.latents(some.sentence_ED, noise, gamma=2.0) for noise in noises])
     loss_GE = torch.stack([asking._loss(made, made.source.decode(latent_EZ), few) for latent_EZ in latent_GEZ])
     assert len({*loss_GE.argmin(0).tolist()}) > 1
     start_EZ = torch.stack([latent_GEZ[draw, task] for task, draw in enumerate(loss_GE.argmin(0).tolist())])
-    found_EZ = asking._adapted(made, lambda _: start_EZ, 0.05, 12)(few)
+    found_EZ = asking._adapted(made, asking.Start(lambda _: start_EZ, 3), 0.5, some, lr=0.05, steps=12)
     expected_EQW = as_scores(made, made.source.decode(found_EZ), some)
-    torch.testing.assert_close(every(made, told)["text-adapt-6"]["lr 0.05, 12 steps"](some)[0], expected_EQW)
+    torch.testing.assert_close(every(made, told)["text-adapt-6"]["pull 0.5"](some)[0], expected_EQW)
+
+
+def test_candidates_that_start_alike_find_their_start_once_for_each_of_what_is_asked(made: TextGenerators) -> None:
+    seen: list[Asked] = []
+
+    def latents_of(shown: Asked) -> Tensor:
+        seen.append(shown)
+        return asking._mean_latent(made.source, shown) + shown.support_EWSI.sum()
+
+    start = asking.Start(latents_of, 3)
+    one, other = asked(), asked(support=1)
+    first, again, changed, back = (start(some)[1] for some in (one, one, other, one))
+    assert [shown.support_EWSI.shape[2] for shown in seen] == [3, 3, 3]  # the last one alone is kept
+    assert first is again
+    assert torch.equal(first, back)
+    assert not torch.equal(first, changed)
 
 
 @torch.no_grad()

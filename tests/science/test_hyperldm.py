@@ -395,7 +395,7 @@ def test_without_clipping_fewer_sentences_are_not_judged_and_what_is_not_finite_
 
 def test_sources_of_latents_keep_late_weights_and_others_their_best() -> None:
     some = models(*TEXT_MODELS)
-    assert {model for model in TEXT_MODELS if some.pace(model).slack} == {*SOURCES}
+    assert {model for model in TEXT_MODELS if text_pace(some.section, model).slack} == {*SOURCES}
 
 
 def test_weights_of_the_average_are_saved() -> None:

@@ -150,7 +150,7 @@ def test_tasks_with_too_few_images_for_what_is_asked_are_said(checkout: Path, ca
     draw_own(checkout / "own", {label: said(label) for label in LABELS})
     assert [_guarded(stage) for stage in STAGES] == [Exit.OK] * 5
     line = "evaluate: 3 of 3 test tasks have fewer than 9 images that are right, one 8: the same come again; lower "
-    assert f"{line}evaluate.adapt_images or evaluate.sentence_images\n" in capsys.readouterr().err
+    assert f"{line}evaluate.adapt_images, evaluate.text_adapt_images or evaluate.sentence_images\n" in capsys.readouterr().err
 
 
 def test_wordings_are_told_apart_where_there_are_several() -> None:

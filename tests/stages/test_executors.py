@@ -43,7 +43,7 @@ def attempt(folder: Path, name: str, *, deaths: int = 0) -> str:
     tries = len(list(folder.glob(f"{name}.*")))
     (folder / f"{name}.{tries}").write_text(str(os.getpid()))
     if tries < deaths:
-        time.sleep(1.5)
+        time.sleep(5)  # a worker that still imports torch hands nothing over
         os.kill(os.getpid(), signal.SIGKILL)
     return name.upper()
 
@@ -66,6 +66,29 @@ def test_every_job_is_computed_once_by_whoever_is_asked_for(
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.0" for name in "abcdef"]
     here = {int(path.read_text()) == os.getpid() for path in tmp_path.iterdir()}
     assert here == {executor in ("", "serial")}
+
+
+@pytest.mark.parametrize("executor", ["serial", *PARALLEL])
+def test_a_job_that_needs_what_another_gives_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str) -> None:
+    monkeypatch.setenv(VARIABLE, executor)
+    found: dict[str, str] = {}
+
+    def in_turn() -> Iterator[tuple[str, Callable[[], str]] | None]:
+        for number, name in enumerate("abcdef"):
+            while len(found) < number // 2:  # of two others at a time
+                yield None
+            yield name, partial(attempt, tmp_path, name)
+
+    for name, result in computed(in_turn(), machine=MACHINE):
+        found[name] = result
+    assert found == {name: name.upper() for name in "abcdef"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.0" for name in "abcdef"]
+
+
+def test_jobs_that_read_this_disk_are_not_for_dask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "dask:tcp://127.0.0.1:1")
+    assert len(dict(computed(jobs(tmp_path), machine=MACHINE, of_disk=True))) == 6
+    assert {int(path.read_text()) for path in tmp_path.iterdir()} == {os.getpid()}
 
 
 @pytest.mark.parametrize("executor", PARALLEL)

@@ -82,8 +82,9 @@ TINY: dict[str, dict[str, Any]] = {
         "pulls": [0.1],
         "draws": 2,
         "adapt_images": [2, 4],
-        "adapt_lrs": [0.05],
-        "adapt_steps": [2, 4],
+        "text_adapt_images": [2, 4],
+        "adapt_pulls": [0.1, 1.0],
+        "adapt_steps": 2,
     },
 }
 JUDGED = {"hnet", "hyperldm-g1", "hyperldm-g1.5", "shuffled", "hyperldm-mean", "hyperldm-best", "hyperclip", "mlp", "end-to-end"}
@@ -155,7 +156,7 @@ def test_every_model_is_trained_and_answers_the_same_tasks(checkout: Path, sourc
     assert {*metrics["chosen_by_text"]} == JUDGED
     assert {*metrics["spread_of_latents"]} == {name for name in JUDGED if name.startswith("hyperldm-g")}
     assert all(0 < value < EXPLODED for value in metrics["spread_of_latents"].values())
-    assert metrics["chosen_by_text"]["adapt-2"] in ("lr 0.05, 2 steps", "lr 0.05, 4 steps")
+    assert metrics["chosen_by_text"]["adapt-2"] in ("pull 0.1", "pull 1")
     for split in ("val", "test"):
         for text in ("seen", "unseen"):
             for group, kinds in (("plain", ["one", "two"]), ("ambiguous", ["some"])):
@@ -228,11 +229,13 @@ def test_the_order_of_models_changes_no_bytes(checkout: Path, source: str) -> No
 @pytest.mark.slow  # processes import torch
 def test_processes_give_the_same_bytes(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [_guarded(stage) for stage in STAGES] == [Exit.OK] * 3
-    serial = verify(checkout / "data/results")
-    shutil.rmtree("data/.work/evaluate")
+    made = ("data/generator", "data/results")
+    serial = [verify(checkout / folder) for folder in made]
+    for stage in ("metatrain", "evaluate"):
+        shutil.rmtree(f"data/.work/{stage}")
     monkeypatch.setenv(VARIABLE, "processes:2")
-    assert _guarded(evaluate.STAGE) is Exit.OK
-    assert verify(checkout / "data/results") == serial
+    assert [_guarded(stage) for stage in STAGES[1:]] == [Exit.OK] * 2
+    assert [verify(checkout / folder) for folder in made] == serial
 
 
 @pytest.mark.slow
