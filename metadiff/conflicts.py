@@ -101,8 +101,8 @@ def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | 
             "mcdi.window",
             "overlap needs mcdi.weighted true: without its factors the targets of a time contradict each other",
         )
-    if "ocd" in mcdi.models and "reptile" not in mcdi.models:
-        yield "mcdi.models", "ocd goes out from what reptile has learnt; add reptile"
+    if mcdi.based and "reptile" not in mcdi.models:
+        yield "mcdi.models", f"{mcdi.based[0]} goes out from what reptile has learnt; add reptile"
     if not collect:
         return
     if collect.tasks_of == "sentences":  # then the rest would say what no value of it can mend
@@ -118,10 +118,10 @@ def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | 
         yield "collect.dim", "must be at least 1 for mcdi.models: its denoiser is for whitened inputs, got 0"
     if (collect.keep - 1) % mcdi.segments:
         yield "collect.keep", f"must be 1 more than a multiple of mcdi.segments {mcdi.segments}, got {collect.keep}"
-    if "ocd" in mcdi.models and collect.sees != "support":
-        yield "mcdi.models", f"ocd needs collect.sees support, got {collect.sees}"
-    if "ocd" in mcdi.models and collect.noise:
-        yield "mcdi.models", f"ocd needs collect.noise 0: its paths see images as they are, got {collect.noise:g}"
+    if mcdi.based and collect.sees != "support":
+        yield "mcdi.models", f"{mcdi.based[0]} needs collect.sees support, got {collect.sees}"
+    if mcdi.based and collect.noise:
+        yield "mcdi.models", f"{mcdi.based[0]} needs collect.noise 0: its paths see images as they are, got {collect.noise:g}"
     if collect.sees == "support" and max(mcdi.shots) > collect.shot:
         yield "mcdi.shots", f"must be at most collect.shot {collect.shot}, what a path has seen of a class, got {max(mcdi.shots)}"
     if evaluate and evaluate.way != collect.way:

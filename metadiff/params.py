@@ -174,6 +174,7 @@ class Metatrain(Section):
 
 class McDi(Section):
     models: Annotated[tuple[WeightModel, ...], Field(min_length=0, max_length=6), AfterValidator(_distinct)]
+    base: Literal["none", "reptile"]
     segments: Annotated[int, Field(ge=1, le=1000)]
     window: Literal["overlap", "disjoint"]
     schedule: Literal["gentle", "cosine", "linear"]
@@ -201,6 +202,11 @@ class McDi(Section):
     val_every: Annotated[int, Field(ge=1, le=10_000_000)]
     val_query: Annotated[int, Field(ge=1, le=1000)]
     val_episodes: Annotated[int, Field(ge=2, le=1_000_000)]
+
+    @property
+    def based(self) -> list[str]:
+        """The models that generate a difference to what `reptile` has learnt."""
+        return [model for model in self.models if model == "ocd" or (self.base == "reptile" and model != "reptile")]
 
 
 class HyperLDM(Section):

@@ -6,7 +6,7 @@ Shapes: N paths, K segments, P weights, W ways.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +58,10 @@ class WeightModels:
     store: TrajectoryStore
     inputs: Inputs
     seed: int
+    followed: dict[bytes, Tensor] = field(default_factory=dict)  # by the start of paths that several models may have
 
     def subject(self, model: str, start_P: Tensor | None = None) -> Subject:
-        """``start_P`` are the weights that `ocd` generates a difference to: what `reptile` has learnt."""
+        """``start_P`` are the weights that it generates a difference to, if to any: what `reptile` has learnt."""
         facts = weight_facts(self.section, model, learner=self.store.attributes["learner"], seed=self.seed)
         facts |= {"start_std": self.store.attributes["params"]["init_std"]}
         if model == "reptile":
@@ -129,8 +130,13 @@ class WeightModels:
 
     def paths_from(self, start_P: Tensor) -> Tensor:
         """(N, K, P): the paths of the same optimiser from here, on the same supports."""
-        kept = kept_steps(self.store.attributes["params"]["steps"], self.section.segments + 1)
-        return followed(self.store, self.learner, self.seen_NE, start_P, kept=kept[1:])
+        kept, start = (
+            kept_steps(self.store.attributes["params"]["steps"], self.section.segments + 1),
+            start_P.cpu().numpy().tobytes(),
+        )
+        if start not in self.followed:
+            self.followed[start] = followed(self.store, self.learner, self.seen_NE, start_P, kept=kept[1:])
+        return self.followed[start]
 
     def score(self, made: WeightGenerator, *, adapt: bool) -> Callable[[McDi | Start], float]:
         """Per cent on validation episodes, the mean over the numbers of shots; with the same noise at every judgement."""

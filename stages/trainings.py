@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PREPARED = Path("data/prepared")
 IMAGES, FEATURES = PREPARED / "images.h5", Path("data/backbone/features.h5")
 TRAJECTORIES = Path("data/trajectories")
-START = "reptile"  # what `ocd` goes out from
+START = "reptile"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Trainings:
 
     def before(self, model: str) -> str | None:
         """The one that a model goes out from when that is trained."""
-        return {"ocd": START, **dict.fromkeys(OF_LATENTS, self.text.latents_of)}.get(model)
+        return {**dict.fromkeys(self.weights.based, START), **dict.fromkeys(OF_LATENTS, self.text.latents_of)}.get(model)
 
     def trained(self, model: str) -> Path:
         return self.out / f"{model}.safetensors"

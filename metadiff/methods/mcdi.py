@@ -1,8 +1,9 @@
 """Mc-Di: whole weights by local consistency diffusion over the paths that optimisers take (`metadiff.consistency`).
 
 `vanilla` (Mv-Di) knows the ends of paths alone, `naive` (Tw-Di) takes all kept weights as if they were ends, `local` is Mc-Di;
-`ocd` is `vanilla` for the difference to fixed base weights; `weights-regression` is the control: the same network gives the end
-in one step, from the support alone. Everything here is in standardised weights; `metadiff.weightgenerator` has the way back.
+`ocd` is `vanilla` for the difference to fixed base weights, as the others may be; `weights-regression` is the control:
+the same network gives the end in one step, from the support alone. Everything here is in standardised weights, and
+`metadiff.weightgenerator` has the way back.
 Shapes: B tasks, P weights, K segments.
 """
 
@@ -129,8 +130,9 @@ class WeightRegression(McDi):
         return self._estimate(condition, condition.mean_BWD.new_empty(len(condition.mean_BWD), self.learner.size))
 
     def _estimate(self, condition: Condition, like_BP: Tensor) -> Tensor:
-        out: Tensor = self._net(self._net.blank(like_BP), torch.zeros(1, device=like_BP.device), condition)
-        return out
+        blank_BP = self.base_P.expand_as(like_BP) if self.base_P.any() else self._net.blank(like_BP)
+        out: Tensor = self._net(blank_BP, torch.zeros(1, device=like_BP.device), condition)
+        return out - self.base_P
 
 
 def weight_facts(section: Section, model: str, *, learner: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -113,6 +113,17 @@ def test_the_control_knows_the_support_and_no_noise(learner: BaseLearner) -> Non
     assert not torch.allclose(first[0], first[1], rtol=1e-3)
 
 
+@pytest.mark.parametrize("learner", [LEARNER, NETWORK], ids=["mlp", "conv"])
+@torch.no_grad()
+def test_the_control_of_differences_begins_with_the_base_and_gives_what_is_to_be_added(learner: BaseLearner) -> None:
+    base_P = torch.randn(learner.size, generator=torch.Generator().manual_seed(3))
+    scale, told = WeightScale(base_P, torch.full_like(base_P, 0.5)), batch(3, 1, learner).condition
+    control = build_weights(FACTS | {"model": "weights-regression", "learner": asdict(learner)}, scale)
+    found_BP = control.sample(told, gaussian_noise(torch_stream(0, "noise")))
+    want_BP = control.net(scale.base_P.expand_as(found_BP), torch.zeros(1), told) - scale.base_P
+    assert torch.equal(found_BP, want_BP)
+
+
 def test_with_one_inner_step_the_copies_make_the_step_of_their_mean_loss() -> None:
     tasks, short, general = batch(), method(), method()
     loss = Reptile("sgd", 0.5, 1, literal=False).slope(short, tasks, torch_stream(0, "noise"))

@@ -440,6 +440,10 @@ WRONG_TEXTS = {
         set_value("mcdi.models", "[ocd]", set_value("collect.sees", "support", PATHS)),
         [at("mcdi.models", "mcdi.models: ocd goes out from what reptile has learnt; add reptile")],
     ),
+    "all weights as a difference that nothing learns": (
+        set_value("mcdi.base", "reptile", set_value("mcdi.models", "[local]", set_value("collect.sees", "support", PATHS))),
+        [at("mcdi.models", "mcdi.models: local goes out from what reptile has learnt; add reptile")],
+    ),
     "a difference on images that tasks share": (
         set_value("mcdi.models", "[ocd, reptile]", PATHS),
         [at("mcdi.models", "mcdi.models: ocd needs collect.sees support, got classes")],

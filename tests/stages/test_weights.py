@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from metadiff.artifact import seal, verify
+from metadiff.checkpoint import load_checkpoint
 from metadiff.metatraining import MetaTraining
 from metadiff.methods.mcdi import WEIGHT_MODELS
 from metadiff.rows import Rows
@@ -160,6 +162,23 @@ def test_every_model_is_trained_and_judged_on_the_same_episodes(
         assert facts["reconstruction"] > 0
     lineage = json.loads((checkout / "data/results/lineage.json").read_bytes())
     assert lineage["stages"]["metatrain"]["methods"]["mcdi"]["segments"] == 3
+
+
+@pytest.mark.parametrize("learner", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
+def test_all_weights_may_be_generated_as_a_difference_to_what_reptile_has_learnt(checkout: Path, learner: str) -> None:
+    """By paths that begin there, of which an end is made of the learnt start and what is generated."""
+    set_params(
+        collect={"learner": learner, "channels": 6, "lr": 0.02},
+        mcdi={"models": ["local", "vanilla", "ocd", "weights-regression", "reptile"], "base": "reptile"},
+        evaluate={"draws": 1, "draw_curve": []},
+    )
+    assert [_guarded(stage.STAGE) for stage in (collect, metatrain, evaluate)] == [Exit.OK] * 3
+    made = {path.stem: load_checkpoint(path)[0] for path in (checkout / "data/generator").glob("*.safetensors")}
+    for model in ("local", "vanilla", "ocd", "weights-regression"):
+        assert torch.equal(made[model]["scale/shift_P"], made["reptile"]["average/theta_P"])
+    assert all(torch.equal(made["ocd"][name], value) for name, value in made["vanilla"].items())
+    episodes = pd.read_csv(checkout / "data/results/episodes.csv").set_index("classifier")
+    assert (episodes.loc["ocd"].correct.to_numpy() == episodes.loc["vanilla"].correct.to_numpy()).all()
 
 
 def train_stopped_once(monkeypatch: pytest.MonkeyPatch, stop: int, *, units: int) -> None:
