@@ -301,6 +301,8 @@ def test_extraction_of_nothing_has_no_rows_and_non_finite_features_are_refused()
         backbone.encoder.blocks[3].norm.weight[0] = math.nan
     with pytest.raises(NumericError, match="3 of 3 feature vectors are not finite, the first of image 0"):
         extract(backbone, shapes(3)[0])
+    with pytest.raises(NumericError, match="3 of 3 feature vectors are not finite, the first of image 512"):
+        extract(backbone, shapes(3)[0], first=512)
 
 
 def test_autocast_is_never_on_for_the_cpu() -> None:
