@@ -15,16 +15,16 @@ PANELS = {"plain": "sentences with one right answer", "ambiguous": "sentences wi
 
 
 def draw_gains(path: Path, rows: list[dict[str, Any]], methods: list[str]) -> None:
-    """What each method gains on nearest-class-mean, with its interval."""
+    """What each method gains on nearest-class-mean, with its interval, on data sets of all the table's numbers of shots."""
     mpl.use("Agg")
     from matplotlib.figure import Figure
 
-    datasets, shots = (list(dict.fromkeys(row[key] for row in rows)) for key in ("dataset", "shot"))
+    shots, datasets = list(dict.fromkeys(row["shot"] for row in rows)), of_every_shot(rows)
     wide = max(5, 0.95 * len(datasets))  # inches, for the names below
     figure = Figure(figsize=(wide * len(shots), 4.2), layout="constrained")
     for axes, shot in zip(figure.subplots(1, len(shots), squeeze=False)[0], shots, strict=True):
         for number, method in enumerate(methods):
-            chosen = [row for row in rows if row["method"] == method and row["shot"] == shot]
+            chosen = [row for row in rows if (row["method"], row["shot"]) == (method, shot) and row["dataset"] in datasets]
             places = [datasets.index(row["dataset"]) + (number - (len(methods) - 1) / 2) / 6 for row in chosen]
             gains, halves = ([row[key] for row in chosen] for key in ("vs_ncm", "vs_ncm_ci95"))
             axes.errorbar(places, gains, yerr=halves, fmt="o", capsize=3, label=method)
@@ -34,6 +34,15 @@ def draw_gains(path: Path, rows: list[dict[str, Any]], methods: list[str]) -> No
         axes.grid(alpha=0.3, axis="y")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), fontsize=9)
     figure.savefig(path, dpi=120)
+
+
+def of_every_shot(rows: list[dict[str, Any]]) -> list[str]:
+    """The data sets that have rows of each number of shots that any has."""
+    shots_of: dict[str, set[int]] = {}
+    for row in rows:
+        shots_of.setdefault(row["dataset"], set()).add(row["shot"])
+    most = set().union(*shots_of.values())
+    return [dataset for dataset, shots in shots_of.items() if shots == most]
 
 
 def draw_ladder(path: Path, rows: list[dict[str, Any]], methods: list[str]) -> None:

@@ -27,6 +27,7 @@ from metadiff.errors import ParamsError
 from metadiff.params import load
 from metadiff.tracepage import parents
 from stages import study, table
+from stages.figures import of_every_shot
 from stages.imports import ROOT
 from stages.intervals import half_over_seeds
 from tests.repository import Repository
@@ -295,6 +296,11 @@ def test_curves_of_draws_are_over_seeds(studies: Path) -> None:
     half = half_over_seeds(accuracy.to_numpy().T)
     np.testing.assert_allclose(half, [0, stats.t.ppf(0.975, 1) * stats.sem([70, 74]), 0], rtol=1e-3)
     assert half_over_seeds(accuracy.to_numpy().T[:1]).tolist() == [0, 0, 0]
+
+
+def test_the_figure_of_gains_is_of_data_sets_that_have_every_number_of_shots() -> None:
+    asked = [("one", 1), ("one", 5), ("few", 1), ("two", 5), ("two", 1)]
+    assert of_every_shot([{"dataset": dataset, "shot": shot} for dataset, shot in asked]) == ["one", "two"]
 
 
 def test_the_figure_of_draws_has_the_drawn_models_of_its_data_set(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
