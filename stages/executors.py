@@ -121,10 +121,13 @@ def _stream(
             running[executor.submit(job if here else partial(_checked, job, machine, expected))] = name
         if not running:
             return
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            result = _result(future, running[future])
-            del held[running[future]]
-            yield running.pop(future), result
+        done = wait(running, return_when=FIRST_COMPLETED).done
+        while done:
+            future = done.pop()
+            name = running.pop(future)
+            result = _result(future, name)
+            del held[name], future  # or Dask would compute it again where a worker dies that still has it
+            yield name, result
 
 
 def _checked(job: Job[T], machine: Shared | None, expected: dict[str, object]) -> T:
