@@ -130,11 +130,9 @@ class WeightModels:
 
     def paths_from(self, start_P: Tensor) -> Tensor:
         """(N, K, P): the paths of the same optimiser from here, on the same supports."""
-        kept, start = (
-            kept_steps(self.store.attributes["params"]["steps"], self.section.segments + 1),
-            start_P.cpu().numpy().tobytes(),
-        )
+        start = start_P.cpu().numpy().tobytes()
         if start not in self.followed:
+            kept = kept_steps(self.store.attributes["params"]["steps"], self.section.segments + 1)
             self.followed[start] = followed(self.store, self.learner, self.seen_NE, start_P, kept=kept[1:])
         return self.followed[start]
 

@@ -127,9 +127,12 @@ class Opened:
         learner = build_learner(store.attributes["learner"])
         assert isinstance(learner, Perceptron), "conflicts.py refuses the others"
         seen_NE = self.inputs.seen(as_shown(store, self.pictures, self.data))
-        ends = PathEnds(torch.from_numpy(store.end_points()), torch.from_numpy(store.described))
-        own = ends if "hvae" in section.models else None
-        return TextModels(section, tasks, vectors, self.data, learner, self.inputs, seen_NE, self.of.seed, own)
+        ends = path_ends(store) if "hvae" in section.models else None
+        return TextModels(section, tasks, vectors, self.data, learner, self.inputs, seen_NE, self.of.seed, ends)
+
+
+def path_ends(store: TrajectoryStore) -> PathEnds:
+    return PathEnds(torch.from_numpy(store.end_points()), torch.from_numpy(store.described))
 
 
 @lru_cache(maxsize=1)
