@@ -91,13 +91,16 @@ def computed_units(
     what: str,
     unit: str,
     default: str = "serial",
+    of_disk: bool = False,
 ) -> list[Path]:
     """A folder a unit of work, in the order of ``sizes``, which says how large each is; those that are there are kept."""
     left = [name for name in sizes if not run.finished_unit(name)]
     done = sum(sizes.values()) - sum(sizes[name] for name in left)
     with (
         run.progress(what, total=sum(sizes.values()), done=done, unit=unit) as advance,
-        closing(computed(((name, job_of(name)) for name in left), machine=run.machine, default=default)) as results,
+        closing(
+            computed(((name, job_of(name)) for name in left), machine=run.machine, default=default, of_disk=of_disk)
+        ) as results,
     ):
         for name, found in results:
             with run.unit(name) as folder:

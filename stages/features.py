@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,30 +9,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metadiff.artifact import write_array
 from metadiff.backbone import undump
 from metadiff.checkpoint import load_checkpoint
 from metadiff.store import image_blocks
 from metadiff.training import EXTRACT_BATCH, extract
-from stages.executors import computed
+from stages.executors import Job, computed_units
 from stages.runner import Run
 
 BLOCK = 8 * EXTRACT_BATCH  # images: whole batches, so that how they are cut changes no bit
+FILE = "features.npy"
 
 
 def features(run: Run[Any], images: Path, backbone: Path, *, count: int) -> NDArray[np.float32]:
     """Of the first ``count`` images, in their order."""
-    blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
-    jobs = ((str(rows.start), partial(features_of, images, backbone, rows, device=run.device)) for rows in blocks)
-    found: dict[str, NDArray[np.float32]] = {}
-    with (
-        run.progress("features", total=count, unit="images") as advance,
-        closing(computed(jobs, machine=run.machine, of_disk=True)) as results,
-    ):
-        for name, block_ND in results:
-            found[name] = block_ND
-            advance(len(block_ND))
-            run.stop_if_asked("while features were computed", "computes them again")
-    return np.concatenate([found[str(rows.start)] for rows in blocks])
+    starts = range(0, count, BLOCK)
+    blocks = {f"features-{number:05d}": range(start, min(start + BLOCK, count)) for number, start in enumerate(starts)}
+
+    def job_of(name: str) -> Job[NDArray[np.float32]]:
+        return partial(features_of, images, backbone, blocks[name], device=run.device)
+
+    sizes = {name: len(rows) for name, rows in blocks.items()}
+    folders = computed_units(run, sizes, job_of, save_unit, what="features", unit="images", of_disk=True)
+    return np.concatenate([np.load(folder / FILE, allow_pickle=False) for folder in folders])
+
+
+def save_unit(folder: Path, found_ND: NDArray[np.float32]) -> None:
+    write_array(folder / FILE, found_ND)
 
 
 def features_of(images: Path, backbone: Path, rows: range, *, device: str) -> NDArray[np.float32]:
