@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import stages  # noqa: F401 - pins the instruction set
-from metadiff.baselines.finetune import finetune
+from metadiff.baselines.finetune import Course, finetune
 from metadiff.classifiers import make_weight_generators, read_checkpoints
 from metadiff.diffusion import gaussian_noise
 from metadiff.episodes import draw_episodes
@@ -46,7 +46,7 @@ def tuned(made: WeightGenerator, draws: int, lr: float, steps: int) -> Heads:
         stream = numpy_stream(0, "latency")
         start_BP = torch.stack([made.learner.start(stream, made.start_std) for _ in range(draws * count)])
         repeated = Pictures(support_EWS.features.repeat(draws, *(1,) * (support_EWS.features.ndim - 1)))
-        end_BP = finetune(made.learner, made.inputs, repeated, start_BP, lr=lr, steps=steps)
+        end_BP = finetune(made.learner, made.inputs, repeated, start_BP, Course(lr, steps))
         return end_BP.view(draws, count, -1)
 
     return heads

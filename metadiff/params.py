@@ -196,8 +196,11 @@ class McDi(Section):
     hidden: Annotated[int, Field(ge=1, le=65_536)]
     layers: Annotated[int, Field(ge=1, le=100)]
     start_steps: Annotated[int, Field(ge=1, le=10_000)]
+    start_turn: Annotated[int, Field(ge=0, le=1000)]
+    start_inner: Literal["sgd", "adam"]
     start_lr: Annotated[float, Field(gt=0, le=10)]
     start_tours: Annotated[int, Field(ge=1, le=10_000_000)]
+    start_optimizer: Literal["adam", "sgd"]
     start_rate: Annotated[float, Field(gt=0, le=1)]
     val_every: Annotated[int, Field(ge=1, le=10_000_000)]
     val_query: Annotated[int, Field(ge=1, le=1000)]
@@ -260,6 +263,7 @@ class Evaluate(Section):
     draws: Draws
     guidance: Annotated[tuple[Guidance, ...], Field(min_length=0, max_length=50), AfterValidator(_increasing)]
     finetune_lrs: Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
+    finetune_sgd_lrs: Annotated[tuple[LearningRate, ...], Field(min_length=0, max_length=50), AfterValidator(_increasing)]
     finetune_steps: Annotated[tuple[OptimizerSteps, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
     finetune_few: OptimizerSteps
     curve: Annotated[tuple[SamplingSteps, ...], Field(min_length=0, max_length=50), AfterValidator(_increasing)]

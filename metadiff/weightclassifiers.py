@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from metadiff.baselines.finetune import finetune
+from metadiff.baselines.finetune import Course, finetune
 from metadiff.baselines.nearest import NEIGHBOURS, NOISE, TrainingTasks, average_weights, nearest_weights, noisy_weights
 from metadiff.candidates import Candidate, OfWeights
 from metadiff.diffusion import gaussian_noise
@@ -101,12 +101,13 @@ def finetuned(
 ) -> dict[str, Candidate]:
     """From each draw of starts, in every way that validation may prefer."""
 
-    def weights_of(lr: float, count: int) -> WeightsOf:
+    def weights_of(course: Course) -> WeightsOf:
         def weights(support_EWS: Pictures, batch: int) -> Tensor:
-            tune = partial(finetune, generator.learner, generator.inputs, support_EWS, lr=lr, steps=count)
+            tune = partial(finetune, generator.learner, generator.inputs, support_EWS, course=course)
             return torch.stack([tune(start_EP) for start_EP in starts_of(support_EWS, batch)])
 
         return weights
 
-    hows = product(section.finetune_lrs, steps)
-    return {f"lr {lr:g}, {count} steps": OfWeights(weights_of(lr, count), generator.logits) for lr, count in hows}
+    courses = [Course(lr, count) for lr, count in product(section.finetune_lrs, steps)]
+    courses += [Course(lr, count, "sgd") for lr, count in product(section.finetune_sgd_lrs, steps)]
+    return {str(course): OfWeights(weights_of(course), generator.logits) for course in courses}

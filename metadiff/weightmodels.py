@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metadiff.baselines.finetune import adapted
+from metadiff.baselines.finetune import Course, adapted
 from metadiff.baselines.gaussian import GaussianPosterior, Posterior
 from metadiff.baselines.start import Start, Tour, build_start, start_tasks
 from metadiff.conditioning import BaseTasks
 from metadiff.diffusion import gaussian_noise
 from metadiff.episodes import draw_episodes
+from metadiff.errors import DataError
 from metadiff.evaluation import targets
 from metadiff.inputs import Inputs
 from metadiff.learner import BaseLearner, build_learner
 from metadiff.metatraining import Lesson, MetaTraining, Pace, Subject, backward, pace_of
 from metadiff.methods.mcdi import McDi, build_weights, weight_facts
+from metadiff.objectives import OnSupport
 from metadiff.paths import PathImages, Paths, PathTasks, WeightScale, as_shown, followed
 from metadiff.pictures import Pictures
 from metadiff.reptile import Reptile
@@ -40,10 +42,8 @@ if TYPE_CHECKING:
 
 def weight_pace(section: Section, model: str) -> Pace:
     if model == "reptile":
-        steps, every = section.start_tours, section.val_every
-        return Pace(
-            steps, section.start_rate, weight_decay=0.0, ema=0.0, val_every=every, optimizer="sgd", rate="mcdi.start_rate"
-        )
+        pace = Pace(section.start_tours, section.start_rate, weight_decay=0.0, ema=0.0, val_every=section.val_every)
+        return replace(pace, optimizer=section.start_optimizer, rate="mcdi.start_rate")
     decay = section.weight_decay if section.optimizer == "adam" else 0.0  # of SGD it would be coupled to the rate alone
     return replace(pace_of(section), rate="mcdi.lr", weight_decay=decay)
 
@@ -76,8 +76,21 @@ class WeightModels:
 
     def _start(self, facts: dict[str, Any], scale: WeightScale) -> Subject:
         section, method = self.section, build_start(facts, device=str(self.device))
-        draw = start_tasks(self.images, self.seen_NE, tasks=section.batch, way=self.learner.way, shots=section.shots)
-        return self._subject(method, facts, scale, draw, Tour(section.start_steps, section.start_lr).slope)
+        shots = (self._on_tour,) if section.start_turn else section.shots
+        draw = start_tasks(self.images, self.seen_NE, tasks=section.batch, way=self.learner.way, shots=shots)
+        return self._subject(method, facts, scale, draw, Tour(self._course, section.start_turn).slope)
+
+    @property
+    def _course(self) -> Course:
+        return Course(self.section.start_lr, self.section.start_steps, self.section.start_inner)
+
+    @property
+    def _on_tour(self) -> int:
+        """Images of a class: others at every step, as far as each class has them."""
+        there = int(self.images.counts_C.min())
+        if self.section.start_turn > there:
+            raise DataError(f"train: a class has {there} images: lower mcdi.start_turn from {self.section.start_turn}")
+        return min(there, self.section.start_steps * self.section.start_turn)
 
     def _generator(self, facts: dict[str, Any], paths: Paths, scale: WeightScale) -> Subject:
         section, method = self.section, build_weights(facts, scale, device=str(self.device))
@@ -152,8 +165,7 @@ class WeightModels:
                 )
                 theta_EP = made.weights(support_EWS, gaussian_noise(torch_stream(0, "validation")))
                 if adapt:
-                    seen_EWSE, lr, steps = self.inputs.seen(support_EWS), section.start_lr, section.start_steps
-                    theta_EP = adapted(self.learner, seen_EWSE, theta_EP, lr=lr, steps=steps)
+                    theta_EP = adapted(OnSupport(self.learner, self.inputs.seen(support_EWS)), theta_EP, self._course)
                 hit_EQ = made.logits(theta_EP, query_EQ).argmax(-1) == targets(drawn).to(self.device)
                 shares.append(100 * hit_EQ.double().mean().item())
             return sum(shares) / len(shares)

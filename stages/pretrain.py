@@ -1,7 +1,7 @@
 """images -> a backbone trained on the base classes, and one feature vector an image.
 
-The unit of work is an epoch, then a number of images: a killed run goes on after the last it finished, bit for bit. The backbone kept is
-that of the epoch with the best nearest-class-mean accuracy on fixed episodes of validation classes.
+The unit of work is an epoch, then a number of images: a killed run goes on after the last that it finished, bit for bit. The
+backbone that is kept is that of the epoch with the best nearest-class-mean accuracy on fixed episodes of validation classes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from metadiff.baselines.finetune import adapted
+from metadiff.baselines.finetune import Course, adapted
 from metadiff.conditioning import BaseTasks
 from metadiff.consistency import Watch
 from metadiff.denoiser import Condition
@@ -42,20 +42,44 @@ class Start:
         return self._net.theta_P.detach().expand(len(condition.mean_BWD), -1)
 
 
+class InTurn:
+    """Some images a class of each task's own at every step, in turn.
+
+    What Reptile learns beyond the sum of all tasks it learns from steps that see different images of a task (Nichol et al.,
+    section 5.1): where all see the same few, a start is learnt from which these are soon known by heart, and new ones are not.
+    """
+
+    def __init__(self, learner: BaseLearner, support_TWSE: Tensor, shot: int) -> None:
+        self.learner, self.support_TWSE, self.shot = learner, support_TWSE, shot
+
+    def at(self, step: int) -> OnSupport:
+        """The first step is 1."""
+        seen = (torch.arange(self.shot) + (step - 1) * self.shot) % self.support_TWSE.shape[2]
+        return OnSupport(self.learner, self.support_TWSE[:, :, seen])
+
+    def gradient(self, theta_TP: Tensor) -> Tensor:
+        return self.at(1).gradient(theta_TP)
+
+    def measure(self, theta_TP: Tensor) -> tuple[Tensor, Tensor]:
+        """On all of them."""
+        return OnSupport(self.learner, self.support_TWSE).measure(theta_TP)
+
+
 @dataclass(frozen=True)
 class Tour:
-    """What a copy does with its task: as many steps of Adam on its support."""
+    """What a copy does with its task: a course whose steps see its whole support or, given ``turn``, as many images a class."""
 
-    steps: int
-    lr: float
+    course: Course
+    turn: int = 0
 
     def slope(self, method: Start, support_BWSE: Tensor, generator: Generator) -> Tensor:
         """The loss after the tour; the gradient holds what a rate of 1 takes away to end where the copies do on average."""
         theta_P = method.net.theta_P
         start_BP = theta_P.detach().expand(len(support_BWSE), -1)
-        end_BP = adapted(method.learner, support_BWSE, start_BP, lr=self.lr, steps=self.steps)
+        objective = InTurn(method.learner, support_BWSE, self.turn or support_BWSE.shape[2])
+        end_BP = adapted(objective, start_BP, self.course)
         theta_P.grad = theta_P.detach() - end_BP.mean(0)
-        return OnSupport(method.learner, support_BWSE).measure(end_BP)[0].mean()
+        return objective.measure(end_BP)[0].mean()
 
 
 def start_tasks(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from metadiff.baselines.finetune import finetune
+from metadiff.baselines.finetune import Course, finetune
 from metadiff.errors import NumericError
 from metadiff.inputs import Inputs
 from metadiff.learner import BaseLearner, Learner, Perceptron
@@ -21,26 +21,32 @@ SUPPORT = noise(6, 3, 2, 9, seed=1)
 INPUTS = Inputs(noise(9, seed=2), noise(9, 4, seed=3))
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.kind)
-def test_each_task_is_fine_tuned_on_its_own_support(learner: BaseLearner) -> None:
+def test_each_task_is_fine_tuned_on_its_own_support(learner: BaseLearner, optimizer: str) -> None:
     start = noise(6, learner.size, seed=4)
-    found = finetune(learner, INPUTS, Pictures(SUPPORT), start, lr=0.02, steps=7)
+    found = finetune(learner, INPUTS, Pictures(SUPPORT), start, Course(0.02, 7, optimizer))
     target = torch.arange(3).repeat_interleave(2)
     for task in range(6):
         theta = start[task : task + 1].clone().requires_grad_()
-        optimizer = torch.optim.Adam([theta], lr=0.02)
+        stepped = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]([theta], lr=0.02)
         seen = (SUPPORT[task].flatten(0, 1) - INPUTS.mean_D) @ INPUTS.basis_DE
         for _ in range(7):
-            optimizer.zero_grad()
+            stepped.zero_grad()
             cross_entropy(learner.logits(theta, seen[None])[0], target).backward()
-            optimizer.step()
+            stepped.step()
         torch.testing.assert_close(found[task], theta[0].detach())
     assert torch.equal(start, noise(6, learner.size, seed=4))
 
 
-def test_weights_that_are_no_numbers_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("course", "said"),
+    [
+        (Course(0.5, 3), "lr 0.5, 3 steps: weights are not finite; lower evaluate.finetune_lrs"),
+        (Course(0.5, 3, "sgd"), "sgd, lr 0.5, 3 steps: weights are not finite; lower evaluate.finetune_sgd_lrs"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(course: Course, said: str) -> None:
     start = torch.full((6, LEARNERS[0].size), torch.inf, dtype=torch.float64)
-    with pytest.raises(
-        NumericError, match=r"fine-tuning: weights are not finite after 3 steps with lr 0\.5; lower evaluate\.finetune_lrs"
-    ):
-        finetune(LEARNERS[0], INPUTS, Pictures(SUPPORT), start, lr=0.5, steps=3)
+    with pytest.raises(NumericError, match=f"^fine-tuning by {said}$"):
+        finetune(LEARNERS[0], INPUTS, Pictures(SUPPORT), start, course)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from metadiff import memory
-from metadiff.baselines.finetune import adapted
+from metadiff.baselines.finetune import Course, adapted
 from metadiff.errors import DataError
 from metadiff.learner import BaseLearner, Learner, Perceptron
 from metadiff.memory import Remembered, nearest, overlap, verdict
 from metadiff.network import Network
+from metadiff.objectives import OnSupport
 from metadiff.paths import WeightScale
 from metadiff.symmetry import with_classes
 
@@ -66,7 +67,7 @@ def test_of_trained_perceptrons_the_best_order_is_missed_seldom_and_by_little() 
     centres, stream = 2 * drawn(12, LINEAR)[:, :4], torch.Generator().manual_seed(4)
     classes = torch.rand(60, 12, generator=stream).argsort(1)[:, :3]
     support = centres[classes][:, :, None] + 0.5 * torch.randn(60, 3, 5, 4, generator=stream)
-    ends = adapted(NET, support, 0.5 * drawn(60, NET, seed=5), lr=0.05, steps=100)
+    ends = adapted(OnSupport(NET, support), 0.5 * drawn(60, NET, seed=5), Course(lr=0.05, steps=100))
     least, found = by_trying_all(ends[:30], ends[30:], NET).min(1), nearest(ends[:30], ends[30:], NET).distance_A.numpy()
     assert (found > least - 1e-5).all()
     assert (found < least * 1.001).mean() > 0.8

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from metadiff import network
-from metadiff.baselines.finetune import finetune
+from metadiff.baselines.finetune import Course, finetune
 from metadiff.baselines.start import Start, Tour, start_tasks
 from metadiff.conditioning import BaseTasks
 from metadiff.inputs import Inputs, with_pixels
@@ -156,7 +156,7 @@ def test_a_network_is_fine_tuned_on_the_pixels_of_its_support() -> None:
     inputs, pictures = shown()
     support_EWS = pictures[torch.arange(24).view(1, WAY, 6)]
     start_P = SMALL.start(np.random.default_rng(0), 1.0)
-    theta_EP = finetune(SMALL, inputs, support_EWS, start_P[None], lr=0.01, steps=60)
+    theta_EP = finetune(SMALL, inputs, support_EWS, start_P[None], Course(lr=0.01, steps=60))
     loss_E, accuracy_E = OnSupport(SMALL, inputs.seen(support_EWS)).measure(theta_EP)
     assert float(loss_E) < 0.5  # chance is log 4
     assert float(accuracy_E) == 1
@@ -174,5 +174,5 @@ def test_reptile_shows_networks_the_pixels_of_tasks_that_are_drawn_by_their_feat
     assert torch.equal(torch.from_numpy(DATA.label)[rows_BWS], classes_BW[..., None].expand(-1, -1, 2).int())
     start = Start(SMALL, SMALL.start(np.random.default_rng(0), 1.0))
     before = OnSupport(SMALL, support_BWSQ).measure(start.net.theta_P.detach().expand(3, -1))[0].mean()
-    assert Tour(steps=20, lr=0.01).slope(start, support_BWSQ, generator) < 0.5 * before
+    assert Tour(Course(lr=0.01, steps=20)).slope(start, support_BWSQ, generator) < 0.5 * before
     assert start.net.theta_P.grad is not None

@@ -24,6 +24,7 @@ SHOT = "a whole number from 1 to 100"
 SHOTS = f"a list of 1 to 20 items, each {SHOT}"
 RATE = "a number above 0 and at most 10"
 RATES = f"a list of 1 to 50 items, each {RATE}"
+ANY_RATES = f"a list of 0 to 50 items, each {RATE}"
 STEP = "a whole number from 1 to 1000000"
 STEPS = f"a list of 1 to 50 items, each {STEP}"
 SHARED = "a section with the keys seed, threads, device, deterministic"
@@ -135,6 +136,7 @@ WRONG_VALUES = [  # key, what to write, what it must be
     ("collect.learner", "mpl", "must be one of cosine, linear, mlp, conv, got the text 'mpl'; did you mean mlp?"),
     ("evaluate.finetune_lrs", "[0.03, 0.01]", f"must be {RATES}, in increasing order, got the list [0.03, 0.01]"),
     ("evaluate.finetune_lrs", "[0.01, 11]", f"must be {RATE}, got the number 11"),
+    ("evaluate.finetune_sgd_lrs", "[0.03, 0.01]", f"must be {ANY_RATES}, in increasing order, got the list [0.03, 0.01]"),
     ("evaluate.finetune_lrs", "[]", f"must be {RATES}, got the list []"),
     ("evaluate.finetune_steps", "[30, 30]", f"must be {STEPS}, in increasing order, got the list [30, 30]"),
     ("evaluate.finetune_steps", "[0, 30]", f"must be {STEP}, got the number 0"),

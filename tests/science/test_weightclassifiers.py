@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metadiff.baselines.finetune import finetune
+from metadiff.baselines.finetune import Course, finetune
 from metadiff.baselines.nearest import PathEnds, TrainingTasks
 from metadiff.baselines.start import build_start
 from metadiff.candidates import Candidate, OfWeights
@@ -44,7 +44,8 @@ from tests.science.test_metatraining import data as rows_and_features
 CLASSES, WAY = 6, 5
 POINTS = Pictures(torch.eye(CLASSES)[torch.from_numpy(DATA.label).long()])  # all images of a class are one: its unit vector
 DRAWN = draw_episodes(DATA, "test", way=WAY, shot=2, query=4, episodes=BATCH + 50, seed=0)
-SECTION = {"way": WAY, "draws": 3, "seed": 0, "finetune_lrs": (0.01, 0.3), "finetune_steps": (1, 40), "finetune_few": 2}
+SECTION = {"way": WAY, "draws": 3, "seed": 0, "finetune_few": 2}
+SECTION |= {"finetune_lrs": (0.01, 0.3), "finetune_sgd_lrs": (), "finetune_steps": (1, 40)}
 TUNED_FROM_RANDOM = ("finetune-random", "finetune-random-mean")
 LINEAR = Learner("linear", way=WAY, dim=CLASSES, scale=1.0)
 
@@ -213,7 +214,7 @@ def test_draws_are_averaged_as_probabilities() -> None:
 def test_it_is_fine_tuned_from_the_start_of_reptile(name: str, steps: int) -> None:
     found = candidates()[name][f"lr 0.3, {steps} steps"].adapt(POINTS, DRAWN)
     start = torch.linspace(-1, 1, LINEAR.size).expand(len(DRAWN.support_EWS), -1)
-    expected = finetune(LINEAR, Inputs(), POINTS[DRAWN.support_EWS], start, lr=0.3, steps=steps)
+    expected = finetune(LINEAR, Inputs(), POINTS[DRAWN.support_EWS], start, Course(lr=0.3, steps=steps))
     torch.testing.assert_close(found, expected[None])
 
 

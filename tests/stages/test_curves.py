@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from metadiff.baselines.finetune import finetune
+from metadiff.baselines.finetune import Course, finetune
 from metadiff.baselines.start import build_start
 from metadiff.candidates import OfWeights
 from metadiff.diffusion import gaussian_noise
@@ -39,7 +39,7 @@ LEARNER = Perceptron("mlp", WAY, FEATURES.shape[1], hidden=3)
 
 def section(**changes: object) -> SimpleNamespace:
     sizes = {"way": WAY, "shots": SHOTS, "query": 4, "curve_episodes": EPISODES, "seed": 3, "draw_curve": DRAWS}
-    return SimpleNamespace(**sizes | {"finetune_lrs": (0.01, 0.1), "finetune_steps": (1, 20)} | changes)
+    return SimpleNamespace(**sizes | {"finetune_lrs": (0.01, 0.1), "finetune_sgd_lrs": (), "finetune_steps": (1, 20)} | changes)
 
 
 class Stage:
@@ -94,7 +94,7 @@ def test_the_fine_tuned_starts_are_those_that_validation_chose_each_from_a_start
     def tuned(support_EWS: Pictures, batch: int) -> torch.Tensor:
         streams = [numpy_stream(3, "finetune", batch, number) for number in range(EPISODES)]
         starts = [torch.stack([LEARNER.start(stream, 0.5) for stream in streams]) for _ in range(DRAWS[-1])]
-        return torch.stack([finetune(LEARNER, Inputs(), support_EWS, start, lr=0.1, steps=20) for start in starts])
+        return torch.stack([finetune(LEARNER, Inputs(), support_EWS, start, Course(lr=0.1, steps=20)) for start in starts])
 
     scores = OfWeights(tuned, rival.logits).scores(PICTURES, episodes)[""]
     right = correct_counts(log_probabilities(scores, TYPICAL), targets(episodes)).mean()

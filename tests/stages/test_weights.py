@@ -164,13 +164,20 @@ def test_every_model_is_trained_and_judged_on_the_same_episodes(
     assert lineage["stages"]["metatrain"]["methods"]["mcdi"]["segments"] == 3
 
 
-@pytest.mark.parametrize("learner", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
-def test_all_weights_may_be_generated_as_a_difference_to_what_reptile_has_learnt(checkout: Path, learner: str) -> None:
+IN_TURN = {"start_turn": 2, "start_inner": "sgd", "start_optimizer": "adam", "start_rate": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("learner", "start"), [("mlp", {}), ("mlp", IN_TURN), pytest.param("conv", IN_TURN, marks=pytest.mark.slow)]
+)
+def test_all_weights_may_be_generated_as_a_difference_to_what_reptile_has_learnt(
+    checkout: Path, learner: str, start: dict[str, Any]
+) -> None:
     """By paths that begin there, of which an end is made of the learnt start and what is generated."""
     set_params(
         collect={"learner": learner, "channels": 6, "lr": 0.02},
-        mcdi={"models": ["local", "vanilla", "ocd", "weights-regression", "reptile"], "base": "reptile"},
-        evaluate={"draws": 1, "draw_curve": []},
+        mcdi={"models": ["local", "vanilla", "ocd", "weights-regression", "reptile"], "base": "reptile", **start},
+        evaluate={"draws": 1, "draw_curve": [], "finetune_sgd_lrs": [0.1]},
     )
     assert [_guarded(stage.STAGE) for stage in (collect, metatrain, evaluate)] == [Exit.OK] * 3
     made = {path.stem: load_checkpoint(path)[0] for path in (checkout / "data/generator").glob("*.safetensors")}
@@ -179,6 +186,12 @@ def test_all_weights_may_be_generated_as_a_difference_to_what_reptile_has_learnt
     assert all(torch.equal(made["ocd"][name], value) for name, value in made["vanilla"].items())
     episodes = pd.read_csv(checkout / "data/results/episodes.csv").set_index("classifier")
     assert (episodes.loc["ocd"].correct.to_numpy() == episodes.loc["vanilla"].correct.to_numpy()).all()
+
+
+def test_a_tour_cannot_have_more_images_at_a_step_than_a_class_has(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_params(mcdi={"models": ["reptile"], "start_turn": IMAGES + 1})
+    assert [_guarded(stage.STAGE) for stage in (collect, metatrain)] == [Exit.OK, Exit.DATA]
+    assert f"train: a class has {IMAGES} images: lower mcdi.start_turn from {IMAGES + 1}" in capsys.readouterr().err
 
 
 def train_stopped_once(monkeypatch: pytest.MonkeyPatch, stop: int, *, units: int) -> None:
