@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metadiff.episodes import Episodes
-from metadiff.evaluation import BATCH, LogitsOf, RowsOf, WeightsOf, class_rows, cosines, learner_scores, learner_weights
+from metadiff.evaluation import BATCH, LogitsOf, RowsOf, View, WeightsOf, class_rows, cosines, learner_scores, learner_weights
 from metadiff.pictures import Pictures
 
 Scores = dict[str, Tensor]  # by what they are measured from: (G, E, Q, W) on the CPU
@@ -32,16 +32,16 @@ class Candidate(Protocol):
 
 @dataclass(frozen=True)
 class OfRows:
-    """A row a class; the scores are cosines, seen from each centre (None: the origin)."""
+    """A row a class; the scores are cosines, in each view."""
 
     rows_of: RowsOf
-    centres: Mapping[str, Tensor | None]
+    views: Mapping[str, View]
 
     def adapt(self, pictures: Pictures, episodes: Episodes) -> Tensor:
         return class_rows(self.rows_of, pictures.features, episodes)
 
     def scores_by(self, made: Tensor, pictures: Pictures, episodes: Episodes) -> Scores:
-        return {name: cosines(made, pictures.features, episodes, centre_D=centre) for name, centre in self.centres.items()}
+        return {name: cosines(made, pictures.features, episodes, view=view) for name, view in self.views.items()}
 
     def scores(self, pictures: Pictures, episodes: Episodes) -> Scores:
         return self.scores_by(self.adapt(pictures, episodes), pictures, episodes)

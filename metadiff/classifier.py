@@ -21,13 +21,13 @@ from metadiff.baselines.ncm import mean_rows
 from metadiff.candidates import OfRows
 from metadiff.checkpoint import save_checkpoint
 from metadiff.errors import DataError
-from metadiff.evaluation import TYPICAL, log_probabilities
+from metadiff.evaluation import FROM_ORIGIN, TYPICAL, log_probabilities
 from metadiff.newclasses import queries, rows_by_count
 from metadiff.pictures import Pictures
 from metadiff.tracked import BEST, Tracked, load_saved, open_tracked, pack, section_of, unpack
 from metadiff.trackedtext import asked, open_models
 
-PLAIN = OfRows(mean_rows, {"origin": None})  # without a run
+PLAIN = OfRows(mean_rows, {"origin": FROM_ORIGIN})  # without a run
 ANSWERS = ("no", "yes")  # to a sentence
 
 

@@ -5,7 +5,8 @@ Shapes: G draws, E episodes, W ways, S shots, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metadiff.baselines.gaussian import GaussianPosterior
+from metadiff.baselines.gaussian import GaussianPosterior, whitening
 from metadiff.baselines.ncm import mean_rows
 from metadiff.baselines.nearest import PathEnds, TrainingTasks
 from metadiff.candidates import Candidate, OfRows
 from metadiff.checkpoint import load_checkpoint
 from metadiff.diffusion import gaussian_noise
-from metadiff.evaluation import RowsOf
+from metadiff.evaluation import FROM_ORIGIN, RowsOf, View
 from metadiff.generator import Generator, Kind, undump
 from metadiff.methods import Sampling
 from metadiff.methods.mcdi import WEIGHT_MODELS
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 Checkpoints = Mapping[str, tuple[dict[str, Tensor], dict[str, Any]]]  # by model
 Generators = Mapping[str, Mapping[Kind, Generator]]  # by model, then by kind of weights
 NAMES = {"task": "metadiff"}  # other models keep their name
+WHITENED = "whitened"
+CLOSED = ("ncm", "gaussian", "ncm-whitened", "gaussian-whitened")  # made without any generator
 
 
 def read_checkpoints(folder: Path) -> Checkpoints:
@@ -78,24 +81,42 @@ def classifiers(
     tasks: TrainingTasks | None = None,
 ) -> Iterator[tuple[str, dict[str, Candidate]]]:
     """The name in metrics.json, and candidates by what sets them apart."""
-    centres = {"origin": None, "base mean": posterior.mean_D.float()}  # from where angles are measured
+    made = {about: view_of(posterior) for about, view_of in views(section).items()}
     for name, found in row_classifiers(section, posterior, generators):
-        yield name, {about: OfRows(rows_of, centres) for about, rows_of in found.items()}
+        seen = {about: view for about, view in made.items() if seen_in(name, about)}
+        yield name, {about: OfRows(rows_of, seen) for about, rows_of in found.items()}
     yield from weight_classifiers(section, weights, tasks)
+
+
+def views(section: Evaluate) -> dict[str, Callable[[GaussianPosterior], View]]:
+    """From where and in which units angles may be measured: as features are, or so that classes vary in all directions alike."""
+    made: dict[str, Callable[[GaussianPosterior], View]] = {
+        "origin": lambda _posterior: FROM_ORIGIN,
+        "base mean": lambda posterior: View(posterior.mean_D.float()),
+    }
+    return made | {f"{WHITENED}, ridge {ridge:g}": partial(whitened, ridge=ridge) for ridge in section.whitened}
+
+
+def whitened(posterior: GaussianPosterior, *, ridge: float) -> View:
+    return View(posterior.mean_D.float(), whitening(posterior.within_DD, ridge).float())
+
+
+def seen_in(name: str, view: str) -> bool:
+    """Whether this classifier is judged in that view."""
+    return name.endswith(WHITENED) == view.startswith(WHITENED)
 
 
 def row_classifiers(
     section: Evaluate, posterior: GaussianPosterior, generators: Generators
 ) -> Iterator[tuple[str, dict[str, RowsOf]]]:
     """Those that are a row a class."""
-    yield "ncm", {"": mean_rows}
-    yield (
-        "gaussian",
-        {
-            f"ridge {ridge:g}, spread {spread:g}": posterior_rows(posterior, ridge, spread)
-            for ridge, spread in product(section.ridges, section.spreads)
-        },
-    )
+    expected = {
+        f"ridge {ridge:g}, spread {spread:g}": posterior_rows(posterior, ridge, spread)
+        for ridge, spread in product(section.ridges, section.spreads)
+    }
+    for end in ("", f"-{WHITENED}") if section.whitened else ("",):
+        yield f"ncm{end}", {"": mean_rows}
+        yield f"gaussian{end}", expected
     for model, by_kind in generators.items():
         name, best, hows = NAMES.get(model, model), by_kind["average"], samplings(model, section)
         for kind, generator in by_kind.items():

@@ -32,6 +32,21 @@ LogitsOf = Callable[[Tensor, Pictures], Tensor]  # weights (E, P) and pictures (
 Images = TypeVar("Images", Tensor, Pictures)
 
 
+@dataclass(frozen=True)
+class View:
+    """From where angles between features are measured, and through which linear map."""
+
+    centre_D: Tensor | None = None
+    map_DD: Tensor | None = None
+
+    def of(self, features: Tensor) -> Tensor:
+        seen = features if self.centre_D is None else features - self.centre_D
+        return seen if self.map_DD is None else seen @ self.map_DD
+
+
+FROM_ORIGIN = View()
+
+
 @torch.no_grad()
 def class_rows(rows_of: RowsOf, features_ND: Tensor, episodes: Episodes) -> Tensor:
     """(G, E, W, D): the rows of each episode's classifier, from its support alone."""
@@ -72,11 +87,9 @@ def _by_batch(of_support: Callable[[Images, int], Tensor], images: Images, episo
 
 
 @torch.no_grad()
-def cosines(rows_GEWD: Tensor, features_ND: Tensor, episodes: Episodes, *, centre_D: Tensor | None = None) -> Tensor:
-    """(G, E, Q, W) on the CPU: the cosine between each query and each class row, seen from the origin or from a centre."""
-    if centre_D is not None:
-        rows_GEWD, features_ND = rows_GEWD - centre_D, features_ND - centre_D
-    rows_GEWD, features_ND = normalize(rows_GEWD, dim=-1), normalize(features_ND, dim=-1)
+def cosines(rows_GEWD: Tensor, features_ND: Tensor, episodes: Episodes, *, view: View = FROM_ORIGIN) -> Tensor:
+    """(G, E, Q, W) on the CPU: the cosine between each query and each class row, as a view has them."""
+    rows_GEWD, features_ND = (normalize(view.of(features), dim=-1) for features in (rows_GEWD, features_ND))
     parts = []
     for start in range(0, len(episodes.query_EWQ), BATCH):
         queries = torch.from_numpy(episodes.query_EWQ[start : start + BATCH]).long().to(features_ND.device)

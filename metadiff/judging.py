@@ -13,7 +13,14 @@ from torch import Tensor
 from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.baselines.nearest import PathEnds
 from metadiff.candidates import Candidate
-from metadiff.classifiers import Checkpoints, classifiers, make_generators, make_training_tasks, make_weight_generators
+from metadiff.classifiers import (
+    CLOSED,
+    Checkpoints,
+    classifiers,
+    make_generators,
+    make_training_tasks,
+    make_weight_generators,
+)
 from metadiff.episodes import Episodes
 from metadiff.evaluation import (
     BINS,
@@ -33,16 +40,16 @@ from metadiff.weightclassifiers import of_weights
 if TYPE_CHECKING:
     from metadiff.params import Evaluate
 
-RIVALS = ("ncm", "gaussian", "regression")  # every other classifier is compared with these, episode by episode,
+RIVALS = (*CLOSED, "regression")  # every other classifier is compared with these, episode by episode,
 WEIGHT_RIVALS = ("weights-regression", "finetune-random", "finetune-random-mean")  # and one of whole weights with these too
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What validation chose of a classifier: a candidate and a centre of its scores for all shots, a temperature for each."""
+    """What validation chose of a classifier: a candidate and a view of its scores for all shots, a temperature for each."""
 
     candidate: str
-    centre: str
+    view: str
     temperature: Mapping[int, float]
 
 
@@ -76,7 +83,7 @@ def verdict(
     judged = []
     for (split, shot), episodes in drawn.items():
         if split != "val":
-            seen[shot] = candidates[choice.candidate].scores(pictures, episodes)[choice.centre]
+            seen[shot] = candidates[choice.candidate].scores(pictures, episodes)[choice.view]
         parts = judge(seen[shot], targets(episodes), temperature=choice.temperature[shot])
         judged.append([_with_cell(part, split, shot, name) for part in parts])
     rows, bins = (pd.concat(parts, ignore_index=True) for parts in zip(*judged, strict=True))
@@ -91,8 +98,8 @@ def choose(
     found: dict[tuple[str, str], dict[int, Tensor]] = {}
     for name, candidate in candidates.items():
         for shot, drawn in episodes.items():
-            for centre, scores in candidate.scores(pictures, drawn).items():
-                found.setdefault((name, centre), {})[shot] = scores
+            for view, scores in candidate.scores(pictures, drawn).items():
+                found.setdefault((name, view), {})[shot] = scores
 
     def mean_accuracy(key: tuple[str, str]) -> float:
         counts = [correct_counts(log_probabilities(found[key][shot], TYPICAL), target_Q[shot]) for shot in episodes]

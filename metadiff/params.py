@@ -257,6 +257,7 @@ class Evaluate(Section):
     seed: Seed
     ridges: Annotated[tuple[Ridge, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
     spreads: Annotated[tuple[Spread, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
+    whitened: Annotated[tuple[Ridge, ...], Field(min_length=0, max_length=50), AfterValidator(_increasing)]
     sampler: Sampler
     sampling_steps: Annotated[tuple[SamplingSteps, ...], Field(min_length=1, max_length=50), AfterValidator(_increasing)]
     gradient_steps: SamplingSteps

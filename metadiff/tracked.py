@@ -29,7 +29,7 @@ from metadiff.backbone import Backbone
 from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.candidates import Candidate, OfRows
 from metadiff.checkpoint import load_checkpoint
-from metadiff.classifiers import NAMES, Generators, row_classifiers
+from metadiff.classifiers import CLOSED, NAMES, WHITENED, Generators, row_classifiers, views
 from metadiff.errors import DataError
 from metadiff.generator import undump
 from metadiff.lineage import LINEAGE, LOCK, METRICS, RESULTS, experiments, read_chain, restore
@@ -77,11 +77,6 @@ class Tracked:
         return self.backbone.image_size, self.backbone.image_size, self.backbone.channels
 
     @property
-    def centre_D(self) -> Tensor | None:
-        """From where angles are measured."""
-        return self.moments["mean_D"].float() if self.lineage["chosen"]["centre"] == "base mean" else None
-
-    @property
     def joint(self) -> bool:
         """True: what is made of a class depends on the other classes."""
         if self.method.endswith("-guided") or of_weights(self.method):
@@ -113,14 +108,15 @@ class Tracked:
 
     @property
     def candidate(self) -> Candidate:
-        """The one that was judged, measured from the centre that was chosen."""
+        """The one that was judged, in the view that was chosen."""
         if self.asks is not None:
             return self.asks.candidate
         section, chosen = section_of(self.lineage), self.lineage["chosen"]
         if of_weights(self.method):
             return dict(weight_classifiers(section, self.weight_generators))[self.method][chosen["candidate"]]
-        found = dict(row_classifiers(section, Moments(self.moments), self.generators))
-        return OfRows(found[self.method][chosen["candidate"]], {chosen["centre"]: self.centre_D})
+        posterior, view = Moments(self.moments), chosen["view"]
+        found = dict(row_classifiers(section, posterior, self.generators))
+        return OfRows(found[self.method][chosen["candidate"]], {view: views(section)[view](posterior)})
 
     def temperature(self, shots: float) -> float:
         """The one tuned with the nearest number of shots, the smaller of two."""
@@ -277,7 +273,9 @@ def best(metrics: Mapping[str, Any]) -> str:
 
 
 def read_moments(root: Path, lineage: Mapping[str, Any]) -> dict[str, Tensor]:
-    names = MOMENTS if lineage["method"] == "gaussian" else MOMENTS[:1] if lineage["chosen"]["centre"] == "base mean" else ()
+    view = lineage["chosen"]["view"]
+    all_of_them = lineage["method"].startswith("gaussian") or view.startswith(WHITENED)
+    names = MOMENTS if all_of_them else MOMENTS[:1] if view == "base mean" else ()
     if not names:
         return {}
     path = root / BACKBONE / "features.h5"
@@ -287,7 +285,7 @@ def read_moments(root: Path, lineage: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def read_generator(root: Path, method: str) -> Checkpoint | None:
     """Of its weights the kinds that the classifier needs."""
-    if method in ("ncm", "gaussian"):
+    if method in CLOSED:
         return None
     model = model_of(method, {path.stem for path in (root / GENERATOR).glob("*.safetensors")})
     tensors, facts = load_checkpoint(root / GENERATOR / f"{model}.safetensors")

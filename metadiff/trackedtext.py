@@ -36,7 +36,7 @@ def of_run(root: Path, told: Mapping[str, Any]) -> Tracked:
     lineage = {
         "dataset": metrics["dataset"],
         "method": MODEL,
-        "chosen": {"candidate": "", "centre": "", "temperature": {"1": TYPICAL}},
+        "chosen": {"candidate": "", "view": "", "temperature": {"1": TYPICAL}},
         "validation": validation(metrics),
         "manifests": manifests,
         "stages": stages,

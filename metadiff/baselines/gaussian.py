@@ -59,6 +59,13 @@ class GaussianPosterior:
         return Posterior(self.mean_D, between, within)
 
 
+def whitening(within_DD: Tensor, ridge: float) -> Tensor:
+    """(D, D), symmetric: what maps features to such as vary about their class in all directions alike."""
+    variance_D, turn_DD = torch.linalg.eigh(regularise(within_DD, ridge))
+    found: Tensor = (turn_DD * variance_D.rsqrt()) @ turn_DD.T
+    return found
+
+
 def regularise(covariance_DD: Tensor, ridge: float) -> Tensor:
     share = ridge * covariance_DD.diagonal().mean()
     return covariance_DD + share * torch.eye(len(covariance_DD), dtype=covariance_DD.dtype, device=covariance_DD.device)

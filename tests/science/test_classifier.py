@@ -149,7 +149,7 @@ def test_networks_cannot_be_made_from_features() -> None:
 
 
 def tracked(method: str, **facts: object) -> Tracked:
-    chosen = {"candidate": "", "centre": "origin", "temperature": {"1": 8.0, "5": 32.0}}
+    chosen = {"candidate": "", "view": "origin", "temperature": {"1": 8.0, "5": 32.0}}
     return Tracked({"method": method, "chosen": chosen}, build("conv4", channels=1, image_size=16, seed=0), {}, ({}, facts))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metadiff.baselines.gaussian import GaussianPosterior
-from metadiff.classifiers import make_generators, row_classifiers
+from metadiff.classifiers import classifiers, make_generators, row_classifiers, seen_in
 from metadiff.evaluation import RowsOf
 from metadiff.generator import dump
 from metadiff.metatraining import MetaTraining, pace_of, rows_lesson
@@ -20,6 +20,7 @@ SUPPORT = FEATURES[:60].view(4, 5, 3, -1)
 SECTION = SimpleNamespace(
     ridges=(0.1, 1.0),
     spreads=(0.5, 1.0),
+    whitened=(0.3, 1.0),
     sampler="ddim",
     sampling_steps=(1, 4),
     gradient_steps=5,
@@ -44,9 +45,12 @@ def candidates() -> dict[str, dict[str, RowsOf]]:
 def test_every_choice_is_a_candidate(candidates: dict[str, dict[str, RowsOf]]) -> None:
     steps = ["1 steps", "4 steps"]
     guided = ["guidance 20", "guidance 50"]
+    gaussian = [f"ridge {ridge}, spread {spread}" for ridge in ("0.1", "1") for spread in ("0.5", "1")]
     assert {name: [*found] for name, found in candidates.items()} == {
         "ncm": [""],
-        "gaussian": [f"ridge {ridge}, spread {spread}" for ridge in ("0.1", "1") for spread in ("0.5", "1")],
+        "gaussian": gaussian,
+        "ncm-whitened": [""],
+        "gaussian-whitened": gaussian,
         "metadiff": steps,
         "metadiff-raw": steps,
         "metadiff-mean": steps,
@@ -58,9 +62,21 @@ def test_every_choice_is_a_candidate(candidates: dict[str, dict[str, RowsOf]]) -
     }
 
 
+def test_what_is_in_closed_form_is_judged_in_whitened_units_too() -> None:
+    made = dict(classifiers(SECTION, GaussianPosterior(FEATURES, ROWS), {}, {}))
+    plain, units = ["origin", "base mean"], ["whitened, ridge 0.3", "whitened, ridge 1"]
+    seen = {name: [*next(iter(found.values())).views] for name, found in made.items()}
+    assert seen == {"ncm": plain, "gaussian": plain, "ncm-whitened": units, "gaussian-whitened": units}
+    assert not seen_in("metadiff", units[0])
+    without = SimpleNamespace(**vars(SECTION) | {"whitened": ()})
+    assert [*dict(classifiers(without, GaussianPosterior(FEATURES, ROWS), {}, {}))] == ["ncm", "gaussian"]
+
+
 @torch.no_grad()
 def test_no_two_give_the_same_rows(candidates: dict[str, dict[str, RowsOf]]) -> None:
-    rows = {(name, about): rows_of(SUPPORT, 0) for name, found in candidates.items() for about, rows_of in found.items()}
+    """But those in whitened units, which are the same seen otherwise."""
+    different = {name: found for name, found in candidates.items() if not name.endswith("whitened")}
+    rows = {(name, about): rows_of(SUPPORT, 0) for name, found in different.items() for about, rows_of in found.items()}
     for key, found in rows.items():
         assert found.shape == (3 if key[0] == "metadiff-mean" else 1, 4, 5, FEATURES.shape[1])
     for one, other in combinations(rows, 2):

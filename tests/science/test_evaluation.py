@@ -15,6 +15,7 @@ from metadiff.errors import NumericError
 from metadiff.evaluation import (
     TEMPERATURES,
     RowsOf,
+    View,
     accuracy,
     best_temperature,
     calibration,
@@ -41,16 +42,20 @@ def counts_of(rows_of: RowsOf, x: torch.Tensor, drawn: Episodes) -> np.ndarray:
     return correct_counts(cosines(class_rows(rows_of, x, drawn), x, drawn)[0], targets(drawn))
 
 
-@pytest.mark.parametrize("centre", [None, torch.linspace(-1, 1, 16)])
-def test_ncm_is_the_cosine_to_the_mean_of_the_support(centre: torch.Tensor | None) -> None:
+CENTRE, MAP = torch.linspace(-1, 1, 16), torch.randn(16, 16, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(("centre", "basis"), [(None, None), (CENTRE, None), (CENTRE, MAP)], ids=["origin", "centre", "map"])
+def test_ncm_is_the_cosine_to_the_mean_of_the_support(centre: torch.Tensor | None, basis: torch.Tensor | None) -> None:
     x = features(1.0)
     drawn = draw_episodes(DATA, "test", way=5, shot=4, query=6, episodes=3, seed=0)
-    scores = cosines(class_rows(mean_rows, x, drawn), x, drawn, centre_D=centre)
+    scores = cosines(class_rows(mean_rows, x, drawn), x, drawn, view=View(centre, basis))
     assert scores.shape == (1, 3, 30, 5)
     for episode in range(3):
         query, support = x[drawn.query_EWQ[episode].ravel()].double(), x[drawn.support_EWS[episode]].double()
         origin = 0 if centre is None else centre.double()
-        expected = cosine_similarity(query - origin, support.mean(1) - origin)
+        turned = torch.eye(16).double() if basis is None else basis.double()
+        expected = cosine_similarity((query - origin) @ turned, (support.mean(1) - origin) @ turned)
         np.testing.assert_allclose(scores[0, episode], expected, atol=1e-6)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from metadiff.baselines.gaussian import GaussianPosterior
+from metadiff.baselines.gaussian import GaussianPosterior, whitening
 from metadiff.rows import Rows
 
 D = 4
@@ -41,6 +41,16 @@ def test_the_statistics_are_those_of_numpy() -> None:
     np.testing.assert_allclose(found.mean_D, means.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found.between_DD, np.cov(means.T), rtol=1e-6)
     np.testing.assert_allclose(found.within_DD, apart.T @ apart / (12 * 9 - 12), rtol=1e-6)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_whitened_features_vary_within_classes_in_all_directions_alike(ridge: float) -> None:
+    x, data, _, _ = sample(12, 9)
+    within_DD = GaussianPosterior(x, data).within_DD
+    basis_DD = whitening(within_DD, ridge)
+    seen_DD = basis_DD @ (within_DD + ridge * within_DD.trace() / D * torch.eye(D, dtype=torch.float64)) @ basis_DD
+    np.testing.assert_allclose(seen_DD, np.eye(D), atol=1e-10)
+    np.testing.assert_allclose(basis_DD, basis_DD.T, atol=1e-12)
 
 
 @pytest.mark.parametrize(("shot", "spread"), [(1, 1.0), (5, 1.0), (5, 0.3)])

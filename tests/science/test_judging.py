@@ -10,7 +10,7 @@ from scipy import stats
 
 from metadiff.candidates import OfRows
 from metadiff.episodes import draw_episodes
-from metadiff.evaluation import RowsOf, class_rows, cosines, targets
+from metadiff.evaluation import RowsOf, View, class_rows, cosines, targets
 from metadiff.judging import choose, judge, summary
 from metadiff.pictures import Pictures
 from tests.science.test_evaluation import DATA, features
@@ -27,19 +27,19 @@ def upside_down(support: torch.Tensor, _batch: int) -> torch.Tensor:
     return -support.mean(2)[None]
 
 
-def test_the_better_candidate_and_centre_are_chosen() -> None:
+def test_the_better_candidate_and_view_are_chosen() -> None:
     far = X + 50  # seen from the origin all directions are one
-    centres = {"origin": None, "there": torch.full((16,), 50.0)}
-    choice, seen = choose({"bad": OfRows(upside_down, centres), "good": OfRows(mean_rows, centres)}, Pictures(far), DRAWN)
-    assert (choice.candidate, choice.centre) == ("good", "there")
+    views = {"origin": View(), "there": View(torch.full((16,), 50.0))}
+    choice, seen = choose({"bad": OfRows(upside_down, views), "good": OfRows(mean_rows, views)}, Pictures(far), DRAWN)
+    assert (choice.candidate, choice.view) == ("good", "there")
     assert set(choice.temperature) == {1, 3}
     for shot, drawn in DRAWN.items():
-        expected = cosines(class_rows(mean_rows, far, drawn), far, drawn, centre_D=centres["there"])
+        expected = cosines(class_rows(mean_rows, far, drawn), far, drawn, view=views["there"])
         assert torch.equal(seen[shot], expected)
 
 
 def test_of_equals_the_first_is_chosen() -> None:
-    twins = {"one": OfRows(mean_rows, {"origin": None}), "two": OfRows(mean_rows, {"origin": None})}
+    twins = {"one": OfRows(mean_rows, {"origin": View()}), "two": OfRows(mean_rows, {"origin": View()})}
     assert choose(twins, Pictures(X), DRAWN)[0].candidate == "one"
 
 

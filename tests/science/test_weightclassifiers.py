@@ -78,7 +78,7 @@ class Reptile(Known):
 
 
 def compared(weights: dict[str, Known], tasks: TrainingTasks | None = None, **changes: object) -> dict[str, dict[str, Candidate]]:
-    section = SimpleNamespace(**SECTION | changes, ridges=(), spreads=())
+    section = SimpleNamespace(**SECTION | changes, ridges=(), spreads=(), whitened=())
     return dict(classifiers(section, SimpleNamespace(mean_D=torch.zeros(CLASSES)), {}, weights, tasks))
 
 
@@ -99,7 +99,7 @@ def test_trained_generators_are_read_and_judged(tmp_path: Path) -> None:
     checkpoints = read_checkpoints(tmp_path)
     assert [*checkpoints] == [*make_weight_generators(checkpoints, "cpu")] == ["local", "weights-regression", "reptile"]
     assert make_generators(checkpoints, "cpu") == {}
-    section = SimpleNamespace(**SECTION, ridges=(1.0,), spreads=(1.0,))
+    section = SimpleNamespace(**SECTION, ridges=(1.0,), spreads=(1.0,), whitened=())
     drawn = {(split, 2): draw_episodes(data, "train", way=WAY, shot=2, query=4, episodes=9, seed=0) for split in ("val", "test")}
     judge_all = partial(verdict, section=section, drawn=drawn, data=data, pictures=Pictures(features), checkpoints=checkpoints)
     names = ("local", "local-mean", "weights-regression", "reptile", "finetune-reptile", *TUNED_FROM_RANDOM)
@@ -107,7 +107,7 @@ def test_trained_generators_are_read_and_judged(tmp_path: Path) -> None:
     judge_all = partial(judge_all, ends=ends)
     for name in (*names, "nearest-weights", "average-weights", "noisy-weights"):
         found, again = judge_all(name, device="cpu"), judge_all(name, device="cpu")
-        assert found.choice.centre == ""
+        assert found.choice.view == ""
         pd.testing.assert_frame_equal(found.rows, again.rows)
         val, test = (found.rows[found.rows["split"] == split].drop(columns="split") for split in ("val", "test"))
         np.testing.assert_array_equal(val, test)  # the same episodes
@@ -178,7 +178,7 @@ def test_weights_that_are_looked_up_stand_last_and_are_right_where_training_task
 def test_the_accuracy_of_known_weights_is_known(turn: int, accuracy: float) -> None:
     found = candidates(local=Known(turn=turn))["local"]
     choice, seen = choose(found, POINTS, {2: DRAWN})
-    assert (choice.candidate, choice.centre) == ("", "")
+    assert (choice.candidate, choice.view) == ("", "")
     rows, _ = judge(seen[2], targets(DRAWN), temperature=choice.temperature[2])
     assert (rows["correct"] == accuracy * WAY * 4).all()
     assert len(rows) == len(DRAWN.query_EWQ)
