@@ -56,7 +56,7 @@ def test_the_numbers_are_those_of_the_table_beside_them(finished: Repository) ->
 
 def test_every_classifier_is_measured_on_the_same_episodes(finished: Repository) -> None:
     table = pd.read_csv(finished.root / "data/results/episodes.csv")
-    expected = {"ncm", "gaussian", "metadiff", "metadiff-raw", "metadiff-mean", "regression"}
+    expected = {"ncm", "gaussian", "ncm-whitened", "gaussian-whitened", "metadiff", "metadiff-raw", "metadiff-mean", "regression"}
     expected |= {"gradient", "gradient-untrained"}
     assert set(table["classifier"]) == expected
     counted = table.groupby(["split", "shot", "classifier"]).size()
