@@ -17,7 +17,7 @@ from metadiff.episodes import Episodes
 from metadiff.evaluation import BATCH, LogitsOf, RowsOf, View, WeightsOf, class_rows, cosines, learner_scores, learner_weights
 from metadiff.pictures import Pictures
 
-Scores = dict[str, Tensor]  # by what they are measured from: (G, E, Q, W) on the CPU
+Scores = dict[str, Tensor]  # by the view that they are measured in: (G, E, Q, W) on the CPU
 
 
 class Candidate(Protocol):

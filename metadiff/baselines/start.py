@@ -49,20 +49,20 @@ class InTurn:
     section 5.1): where all see the same few, a start is learnt from which these are soon known by heart, and new ones are not.
     """
 
-    def __init__(self, learner: BaseLearner, support_TWSE: Tensor, shot: int) -> None:
-        self.learner, self.support_TWSE, self.shot = learner, support_TWSE, shot
+    def __init__(self, whole: OnSupport, shot: int) -> None:
+        self.whole, self.shot = whole, shot
 
     def at(self, step: int) -> OnSupport:
         """The first step is 1."""
-        seen = (torch.arange(self.shot) + (step - 1) * self.shot) % self.support_TWSE.shape[2]
-        return OnSupport(self.learner, self.support_TWSE[:, :, seen])
+        support_TWSE = self.whole.support_TWSD
+        seen = (torch.arange(self.shot) + (step - 1) * self.shot) % support_TWSE.shape[2]
+        return OnSupport(self.whole.learner, support_TWSE[:, :, seen])
 
     def gradient(self, theta_TP: Tensor) -> Tensor:
         return self.at(1).gradient(theta_TP)
 
     def measure(self, theta_TP: Tensor) -> tuple[Tensor, Tensor]:
-        """On all of them."""
-        return OnSupport(self.learner, self.support_TWSE).measure(theta_TP)
+        return self.whole.measure(theta_TP)
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Tour:
         """The loss after the tour; the gradient holds what a rate of 1 takes away to end where the copies do on average."""
         theta_P = method.net.theta_P
         start_BP = theta_P.detach().expand(len(support_BWSE), -1)
-        objective = InTurn(method.learner, support_BWSE, self.turn or support_BWSE.shape[2])
-        end_BP = adapted(objective, start_BP, self.course)
+        whole = OnSupport(method.learner, support_BWSE)
+        end_BP = adapted(InTurn(whole, self.turn) if self.turn else whole, start_BP, self.course)
         theta_P.grad = theta_P.detach() - end_BP.mean(0)
-        return objective.measure(end_BP)[0].mean()
+        return whole.measure(end_BP)[0].mean()
 
 
 def start_tasks(
