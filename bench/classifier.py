@@ -26,7 +26,8 @@ from metadiff.generator import dump
 from metadiff.methods.metadiff import build as build_method
 from metadiff.methods.metadiff import network_facts
 from metadiff.params import load
-from metadiff.tracked import Tracked, pack
+from metadiff.tracked import Tracked
+from metadiff.trackedruns import pack
 
 ROUNDS = 9
 WAY, SHOT, QUERIES, SIDE = 5, 5, 75, 84

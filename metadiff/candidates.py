@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from metadiff.episodes import Episodes
-from metadiff.evaluation import BATCH, LogitsOf, RowsOf, View, WeightsOf, class_rows, cosines, learner_scores, learner_weights
+from metadiff.evaluation import BATCH, LogitsOf, RowsOf, WeightsOf, class_rows, cosines, learner_scores, learner_weights
 from metadiff.pictures import Pictures
+from metadiff.view import View
 
 Scores = dict[str, Tensor]  # by the view that they are measured in: (G, E, Q, W) on the CPU
 

@@ -21,11 +21,13 @@ from metadiff.baselines.ncm import mean_rows
 from metadiff.candidates import OfRows
 from metadiff.checkpoint import save_checkpoint
 from metadiff.errors import DataError
-from metadiff.evaluation import FROM_ORIGIN, TYPICAL, log_probabilities
+from metadiff.evaluation import TYPICAL, log_probabilities
 from metadiff.newclasses import queries, rows_by_count
 from metadiff.pictures import Pictures
-from metadiff.tracked import BEST, Tracked, load_saved, open_tracked, pack, section_of, unpack
+from metadiff.tracked import Tracked, section_of
+from metadiff.trackedruns import BEST, load_saved, open_tracked, pack, unpack
 from metadiff.trackedtext import asked, open_models
+from metadiff.view import FROM_ORIGIN
 
 PLAIN = OfRows(mean_rows, {"origin": FROM_ORIGIN})  # without a run
 ANSWERS = ("no", "yes")  # to a sentence

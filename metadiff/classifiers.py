@@ -5,22 +5,22 @@ Shapes: G draws, E episodes, W ways, S shots, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metadiff.baselines.gaussian import GaussianPosterior, whitening
+from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.baselines.ncm import mean_rows
 from metadiff.baselines.nearest import PathEnds, TrainingTasks
 from metadiff.candidates import Candidate, OfRows
 from metadiff.checkpoint import load_checkpoint
 from metadiff.diffusion import gaussian_noise
-from metadiff.evaluation import FROM_ORIGIN, RowsOf, View
+from metadiff.evaluation import RowsOf
 from metadiff.generator import Generator, Kind, undump
 from metadiff.methods import Sampling
 from metadiff.methods.mcdi import WEIGHT_MODELS
@@ -28,6 +28,7 @@ from metadiff.methods.metadiff import MODELS, sampling_of
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
 from metadiff.textbuild import TEXT_MODELS
+from metadiff.view import FROM_ORIGIN, View
 from metadiff.weightclassifiers import WeightGenerators, weight_classifiers
 from metadiff.weightgenerator import undump_weights
 
@@ -82,9 +83,9 @@ def classifiers(
 ) -> Iterator[tuple[str, dict[str, Candidate]]]:
     """The name in metrics.json, and candidates by what sets them apart."""
     made = {about: view_of(posterior) for about, view_of in views(section).items()}
-    for name, found in row_classifiers(section, posterior, generators):
-        seen = {about: view for about, view in made.items() if seen_in(name, about)}
-        yield name, {about: OfRows(rows_of, seen) for about, rows_of in found.items()}
+    for name, ways, seen_in in row_classifiers(section, posterior, generators):
+        seen = {about: made[about] for about in seen_in}
+        yield name, {about: OfRows(rows_of, seen) for about, rows_of in ways.items()}
     yield from weight_classifiers(section, weights, tasks)
 
 
@@ -94,44 +95,48 @@ def views(section: Evaluate) -> dict[str, Callable[[GaussianPosterior], View]]:
         "origin": lambda _posterior: FROM_ORIGIN,
         "base mean": lambda posterior: View(posterior.mean_D.float()),
     }
-    return made | {f"{WHITENED}, ridge {ridge:g}": partial(whitened, ridge=ridge) for ridge in section.whitened}
+    return made | {whitened(ridge): partial(GaussianPosterior.whitened, ridge=ridge) for ridge in section.whitened}
 
 
-def whitened(posterior: GaussianPosterior, *, ridge: float) -> View:
-    return View(posterior.mean_D.float(), whitening(posterior.within_DD, ridge).float())
+def whitened(ridge: float) -> str:
+    """The name of the view in units with this ridge."""
+    return f"{WHITENED}, ridge {ridge:g}"
 
 
-def seen_in(name: str, view: str) -> bool:
-    """Whether this classifier is judged in that view."""
-    return name.endswith(WHITENED) == view.startswith(WHITENED)
+class RowClassifier(NamedTuple):
+    """Its name in metrics.json, the ways to make its rows, and the views that angles with these may be measured in."""
+
+    name: str
+    ways: Mapping[str, RowsOf]
+    views: Sequence[str] = ("origin", "base mean")
 
 
-def row_classifiers(
-    section: Evaluate, posterior: GaussianPosterior, generators: Generators
-) -> Iterator[tuple[str, dict[str, RowsOf]]]:
+def row_classifiers(section: Evaluate, posterior: GaussianPosterior, generators: Generators) -> Iterator[RowClassifier]:
     """Those that are a row a class."""
     expected = {
         f"ridge {ridge:g}, spread {spread:g}": posterior_rows(posterior, ridge, spread)
         for ridge, spread in product(section.ridges, section.spreads)
     }
-    for end in ("", f"-{WHITENED}") if section.whitened else ("",):
-        yield f"ncm{end}", {"": mean_rows}
-        yield f"gaussian{end}", expected
+    yield RowClassifier("ncm", {"": mean_rows})
+    yield RowClassifier("gaussian", expected)
+    if units := [whitened(ridge) for ridge in section.whitened]:
+        yield RowClassifier(f"ncm-{WHITENED}", {"": mean_rows}, units)
+        yield RowClassifier(f"gaussian-{WHITENED}", expected, units)
     for model, by_kind in generators.items():
         name, best, hows = NAMES.get(model, model), by_kind["average"], samplings(model, section)
+        made = partial(RowClassifier, views=[whitened(best.whitened)]) if best.whitened else RowClassifier
         for kind, generator in by_kind.items():
             ways = {about: drawn_rows(generator, section, how) for about, how in hows.items()}
-            yield name if kind == "average" else f"{name}-{kind}", ways
+            yield made(name if kind == "average" else f"{name}-{kind}", ways)
         if model == "task" and section.draws > 1:
-            yield f"{name}-mean", {about: drawn_rows(best, section, how, draws=section.draws) for about, how in hows.items()}
+            several = {about: drawn_rows(best, section, how, draws=section.draws) for about, how in hows.items()}
+            yield made(f"{name}-mean", several)
         if model != "gradient" and section.guidance:
-            yield (
-                f"{name}-guided",
-                {
-                    f"guidance {strength:g}, {about}".removesuffix(", "): drawn_rows(best, section, how, guidance=strength)
-                    for strength, (about, how) in product(section.guidance, hows.items())
-                },
-            )
+            guided = {
+                f"guidance {strength:g}, {about}".removesuffix(", "): drawn_rows(best, section, how, guidance=strength)
+                for strength, (about, how) in product(section.guidance, hows.items())
+            }
+            yield made(f"{name}-guided", guided)
 
 
 def samplings(model: str, section: Evaluate) -> dict[str, Sampling]:

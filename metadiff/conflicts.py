@@ -53,6 +53,8 @@ def conflicts(
         yield from _target_conflicts(metatrain, collect)
     if metatrain:
         yield from _sampling_conflicts(metatrain, evaluate)
+    if metatrain and evaluate and metatrain.whitened and metatrain.whitened not in evaluate.whitened:
+        yield "evaluate.whitened", f"must have metatrain.whitened {metatrain.whitened:g}, got {list(evaluate.whitened)}"
     if mcdi and mcdi.models:
         yield from _weight_conflicts(mcdi, collect, evaluate)
     if metatrain and mcdi and hyperldm and not (metatrain.models or mcdi.models or hyperldm.models):
@@ -167,6 +169,8 @@ def _target_conflicts(metatrain: Metatrain, collect: Collect) -> Iterator[tuple[
     if metatrain.spread != collect.spread:  # the features that they were trained on are those that a batch draws
         must = f"must be collect.spread {collect.spread:g} for metatrain.target trajectory-ends"
         yield "metatrain.spread", f"{must}, got {metatrain.spread:g}"
+    if metatrain.whitened:
+        yield "metatrain.whitened", f"must be 0 for metatrain.target trajectory-ends, got {metatrain.whitened:g}"
     if collect.dim:
         yield "metatrain.target", f"trajectory-ends needs collect.dim 0, got {collect.dim}"
     if metatrain.way != collect.way:

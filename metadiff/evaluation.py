@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from metadiff.episodes import Episodes
 from metadiff.errors import NumericError
 from metadiff.pictures import Pictures
+from metadiff.view import FROM_ORIGIN, View
 
 BATCH = 250  # episodes at a time
 BINS = 15  # of the calibration error
@@ -30,21 +31,6 @@ RowsOf = Callable[[Tensor, int], Tensor]  # support (E, W, S, D) and the number 
 WeightsOf = Callable[[Pictures, int], Tensor]  # pictures (E, W, S) and that number -> weights (G, E, P) of a base learner
 LogitsOf = Callable[[Tensor, Pictures], Tensor]  # weights (E, P) and pictures (E, N) -> logits (E, N, W)
 Images = TypeVar("Images", Tensor, Pictures)
-
-
-@dataclass(frozen=True)
-class View:
-    """From where angles between features are measured, and through which linear map."""
-
-    centre_D: Tensor | None = None
-    map_DD: Tensor | None = None
-
-    def of(self, features: Tensor) -> Tensor:
-        seen = features if self.centre_D is None else features - self.centre_D
-        return seen if self.map_DD is None else seen @ self.map_DD
-
-
-FROM_ORIGIN = View()
 
 
 @torch.no_grad()
@@ -97,9 +83,9 @@ def cosines(rows_GEWD: Tensor, features_ND: Tensor, episodes: Episodes, *, view:
     return torch.cat(parts, dim=1)
 
 
-def accuracy(rows_of: RowsOf, features_ND: Tensor, episodes: Episodes) -> float:
+def accuracy(rows_of: RowsOf, features_ND: Tensor, episodes: Episodes, *, view: View = FROM_ORIGIN) -> float:
     """Per cent of all queries that a classifier with one draw gets right."""
-    cosines_EQW = cosines(class_rows(rows_of, features_ND, episodes), features_ND, episodes)[0]
+    cosines_EQW = cosines(class_rows(rows_of, features_ND, episodes), features_ND, episodes, view=view)[0]
     right = int(correct_counts(cosines_EQW, targets(episodes)).sum())
     return 100 * right / (len(cosines_EQW) * len(targets(episodes)))
 

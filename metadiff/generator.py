@@ -14,6 +14,7 @@ from metadiff.diffusion import Noise
 from metadiff.errors import CorruptArtifactError
 from metadiff.methods import Method, Sampling
 from metadiff.methods.metadiff import build, support_guide
+from metadiff.view import FROM_ORIGIN, View
 
 Kind = Literal["average", "raw", "untrained"]  # the moving average of the weights, the weights themselves, or where they began
 SCALE = ("mean_D", "deviation")
@@ -25,19 +26,24 @@ class Generator:
     method: Method
     scales: Scales
     posterior: Posterior | None = None  # what it was trained to correct; without one the means of supports
+    view: View = FROM_ORIGIN  # of features: scales, posterior and network are in its units, and so are angles with its rows
+    whitened: float = 0.0  # the ridge of these units, if the view whitens
 
     def rows(self, support_EWSD: Tensor, sampling: Sampling, noise: Noise, *, guidance: float = 0.0) -> Tensor:
         """(E, W, D) rows of a cosine classifier; ``guidance`` is how strongly the support's own loss steers the sampling."""
+        seen_EWSD = self.view.of(support_EWSD)
         if guidance:
-            guide = support_guide(support_EWSD, self.scales.weights, strength=guidance)
+            guide = support_guide(seen_EWSD, self.scales.weights, strength=guidance)
             sampling = replace(sampling, guide=guide)
-        condition = condition_on(support_EWSD, self.scales.features, self.posterior)
-        return self.scales.weights.restore(self.method.sample(condition, sampling, noise))
+        condition = condition_on(seen_EWSD, self.scales.features, self.posterior)
+        return self.view.back(self.scales.weights.restore(self.method.sample(condition, sampling, noise)))
 
 
-def dump(best: Mapping[str, Mapping[str, Tensor]], scales: Scales, posterior: Posterior | None = None) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: both kinds of trained weights, the scales, and the posterior if there is one."""
-    tensors = trained_tensors(best, posterior)
+def dump(
+    best: Mapping[str, Mapping[str, Tensor]], scales: Scales, posterior: Posterior | None = None, view: View = FROM_ORIGIN
+) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: both kinds of trained weights, the scales, and the posterior and the view if there are any."""
+    tensors = trained_tensors(best, posterior) | {f"view/{name}": value for name, value in view.tensors().items()}
     return tensors | {f"scale/{of}/{name}": value for of, scale in vars(scales).items() for name, value in vars(scale).items()}
 
 
@@ -47,7 +53,8 @@ def undump(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, kind: Kin
     what = f"{facts['model']} denoiser for {facts['feature_size']} features"
     method.net.load_state_dict(trained_weights(tensors, method.net, kind, what))
     scale = {of: Scale(*(tensors[f"scale/{of}/{name}"].to(device) for name in SCALE)) for of in ("weights", "features")}
-    return Generator(method, Scales(**scale), posterior_in(tensors, device))
+    view = {name.removeprefix("view/"): value.to(device) for name, value in tensors.items() if name.startswith("view/")}
+    return Generator(method, Scales(**scale), posterior_in(tensors, device), View(**view), facts["whitened"])
 
 
 def trained_tensors(best: Mapping[str, Mapping[str, Tensor]], posterior: Posterior | None) -> dict[str, Tensor]:

@@ -19,32 +19,25 @@ from metadiff.checkpoint import load_checkpoint, save_checkpoint
 from metadiff.errors import CorruptArtifactError, DataError
 from metadiff.pictures import Pictures
 from metadiff.rows import Rows
+from metadiff.view import View, whitener
 
 KIND = "inputs"
 LEAST = 1e-3  # of the largest variance within classes: in a direction with less they are taken to vary as much
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """A linear map of features, or none: then they are taken as they are. With a scale of pixels, learners see these."""
+class Inputs(View):
+    """A view of features. With a scale of pixels, learners see these instead."""
 
-    mean_D: Tensor | None = None
-    basis_DE: Tensor | None = None
     mean_Q: Tensor | None = None
     deviation_Q: Tensor | None = None
 
     def to(self, device: str) -> Inputs:
-        return Inputs(*(value if value is None else value.to(device) for value in vars(self).values()))
+        return Inputs(**{name: value.to(device) for name, value in self.tensors().items()})
 
     @property
     def of_pixels(self) -> bool:
         return self.mean_Q is not None
-
-    def of(self, features: Tensor) -> Tensor:
-        """(..., E) of features (..., D)."""
-        if self.mean_D is None or self.basis_DE is None:
-            return features
-        return (features - self.mean_D) @ self.basis_DE
 
     def seen(self, pictures: Pictures) -> Tensor:
         """(..., E) or, of pixels, (..., Q): what the base learner sees of each."""
@@ -66,11 +59,10 @@ def whitened(features_ND: Tensor, data: Rows, dim: int) -> Inputs:
     if not x_ND.isfinite().all():
         raise DataError("train: features that are no finite numbers have no principal directions: write collect.dim 0")
     directions_DE = _leading(torch.cov(x_ND.T), dim)
-    spread_E, turn_EE = torch.linalg.eigh(directions_DE.T @ within_classes(features_ND, data) @ directions_DE)
-    if spread_E[-1] <= 0:
+    within_EE = directions_DE.T @ within_classes(features_ND, data) @ directions_DE
+    if within_EE.diagonal().sum() <= 0:
         raise DataError("train: all images of a class have the same features, so there is no scale: write collect.dim 0")
-    scale_E = spread_E.clamp_min(LEAST * spread_E[-1]).rsqrt()
-    return Inputs(x_ND.mean(0).float(), (directions_DE @ (turn_EE * scale_E) @ turn_EE.T).float())
+    return Inputs(x_ND.mean(0).float(), (directions_DE @ whitener(within_EE, least=LEAST)).float())
 
 
 def with_pixels(inputs: Inputs, pixels_NQ: Tensor, data: Rows, colours: int) -> Inputs:
@@ -123,8 +115,7 @@ def moves(means_CD: Tensor, spread: float) -> Tensor:
 
 
 def save_inputs(path: Path, inputs: Inputs, facts: Mapping[str, Any]) -> None:
-    tensors = {name: value for name, value in vars(inputs).items() if value is not None}
-    save_checkpoint(path, tensors, {"kind": KIND, **facts})
+    save_checkpoint(path, inputs.tensors(), {"kind": KIND, **facts})
 
 
 def load_inputs(path: Path) -> Inputs:

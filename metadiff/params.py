@@ -146,6 +146,7 @@ class Collect(Section):
 class Metatrain(Section):
     models: Annotated[tuple[Model, ...], Field(min_length=0, max_length=3), AfterValidator(_distinct)]
     target: Literal["class-means", "trajectory-ends"]
+    whitened: Annotated[float, Field(ge=0, le=1e6)]
     spread: Spread
     correct: Literal["means", "posterior"]
     ridge: Ridge

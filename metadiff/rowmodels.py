@@ -19,21 +19,24 @@ from metadiff.methods import Method
 from metadiff.methods.metadiff import build, network_facts, sampling_of
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
+from metadiff.view import FROM_ORIGIN
 
 if TYPE_CHECKING:
     from metadiff.params import Metatrain
 
 
 def row_subject(section: Metatrain, *, model: str, features_ND: Tensor, data: Rows, ends: Ends | None, seed: int) -> Subject:
-    tasks = base_tasks(section, features_ND, data, ends, model)
-    facts = network_facts(section, model, feature_size=features_ND.shape[1], seed=seed)
+    ridge = section.whitened if model != "gradient" else 0.0  # the reference's network sees features as they are
+    view = GaussianPosterior(features_ND, data).whitened(ridge=ridge) if ridge else FROM_ORIGIN
+    tasks = base_tasks(section, view.of(features_ND), data, ends, model)
+    facts = network_facts(section, model, feature_size=features_ND.shape[1], seed=seed) | {"whitened": ridge}
     lesson = rows_lesson(section, tasks, validation_score(section, tasks, data, model))
     training = MetaTraining(pace_of(section), build(facts, device=str(features_ND.device)), lesson, seed=seed)
-    return Subject(training, facts, partial(dump, scales=tasks.scales, posterior=tasks.posterior))
+    return Subject(training, facts, partial(dump, scales=tasks.scales, posterior=tasks.posterior, view=view))
 
 
 def base_tasks(section: Metatrain, features_ND: Tensor, data: Rows, ends: Ends | None, model: str) -> BaseTasks:
-    """The reference's network knows the means of supports alone."""
+    """All in the units of these features. The reference's network knows the means of supports alone."""
     tasks = BaseTasks(features_ND, data, spread=section.spread, ends=ends)
     if section.correct == "posterior" and model != "gradient":
         tasks.posterior = GaussianPosterior(tasks.features_ND, data).settled(ridge=section.ridge)

@@ -92,7 +92,7 @@ class TextModels:
         method.net.load_state_dict(best["average"])
         tensors |= {**course.before, **course.after(method)}
         tensors |= {f"sentences/{name}": value for name, value in vars(self.scale).items()}
-        return tensors | {f"inputs/{name}": value for name, value in vars(self.inputs).items() if value is not None}
+        return tensors | {f"inputs/{name}": value for name, value in self.inputs.tensors().items()}
 
     @cached_property
     def trained(self) -> list[DescribedTask]:

@@ -130,6 +130,7 @@ def training(tasks: BaseTasks, size: Size, model: str, seed: int) -> MetaTrainin
     fixed |= {"joint": False, "sum_over_shots": False, "schedule": "linear", "times": 1000, "bf16": False, "compile": False}
     fixed |= {
         "target": "class-means",
+        "whitened": 0.0,
         "spread": 1.0,
         "correct": "means",
         "ridge": 1.0,

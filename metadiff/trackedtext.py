@@ -13,7 +13,8 @@ from metadiff.errors import DataError, ParamsError
 from metadiff.evaluation import TYPICAL
 from metadiff.tasks import SENTENCES
 from metadiff.textmodels import latents_of
-from metadiff.tracked import GENERATOR, MADE_BY, Tracked, load_saved, opened, read_backbone, unpack, verified
+from metadiff.tracked import Tracked
+from metadiff.trackedruns import GENERATOR, MADE_BY, load_saved, opened, read_backbone, unpack, verified
 from metadiff.vectors import read_vectors
 
 PREPARED = Path("data/prepared")

@@ -66,7 +66,7 @@ def dump_weights(best: Mapping[str, Mapping[str, Tensor]], made: WeightGenerator
     """The tensors of a checkpoint: both kinds of trained weights, and what stands about them."""
     tensors = trained_tensors(best, made.posterior)
     tensors |= {f"scale/{name}": value for name, value in vars(made.scale).items()}
-    return tensors | {f"inputs/{name}": value for name, value in vars(made.inputs).items() if value is not None}
+    return tensors | {f"inputs/{name}": value for name, value in made.inputs.tensors().items()}
 
 
 def undump_weights(

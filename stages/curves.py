@@ -47,8 +47,9 @@ def sampling_curve(run: Run[Evaluate], generators: Generators, features_ND: Tens
         for model, sampler, shot in columns:
             values = []
             for steps in section.curve:
-                rows = drawn_rows(generators[model]["average"], section, Sampling(sampler, steps))
-                values.append(round(accuracy(rows, features_ND, episodes[shot]), 3))
+                generator = generators[model]["average"]
+                rows = drawn_rows(generator, section, Sampling(sampler, steps))
+                values.append(round(accuracy(rows, features_ND, episodes[shot], view=generator.view), 3))
                 advance(1)
                 run.stop_if_asked("while drawing the sampling curve", "draws it anew, after the classifiers")
             table[f"{NAMES.get(model, model)} {sampler} {shot}-shot"] = values

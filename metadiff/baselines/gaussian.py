@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metadiff.rows import Rows
+from metadiff.view import View, whitener
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,9 @@ class GaussianPosterior:
         between, within = (regularise(cov, ridge) for cov in (spread**2 * self.between_DD, self.within_DD))
         return Posterior(self.mean_D, between, within)
 
-
-def whitening(within_DD: Tensor, ridge: float) -> Tensor:
-    """(D, D), symmetric: what maps features to such as vary about their class in all directions alike."""
-    variance_D, turn_DD = torch.linalg.eigh(regularise(within_DD, ridge))
-    found: Tensor = (turn_DD * variance_D.rsqrt()) @ turn_DD.T
-    return found
+    def whitened(self, *, ridge: float) -> View:
+        """From the base mean, in units in which features vary about their class in all directions alike."""
+        return View(self.mean_D.float(), whitener(regularise(self.within_DD, ridge)).float())
 
 
 def regularise(covariance_DD: Tensor, ridge: float) -> Tensor:

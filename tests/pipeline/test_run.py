@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy import linalg
 
 from metadiff.artifact import verify
 from metadiff.checkpoint import load_checkpoint
@@ -75,22 +76,25 @@ def test_the_result_is_shown_as_a_table_and_a_picture(copy: Repository) -> None:
 
 
 def test_base_classes_are_moved_together_for_training(finished: Repository) -> None:
-    """The scale beside a generator's weights is that of class means at a fifth of their distances."""
+    """The scale beside a generator's weights is that of class means, in whitened units, at a fifth of their distances."""
     rows, features = (
         read_rows(finished.root / "data/backbone/features.h5"),
         read_features(finished.root / "data/backbone/features.h5"),
     )
     base = rows.of("train")
-    means = np.stack([features[base[rows.label[base] == label]].mean(0) for label in np.unique(rows.label[base])])
+    classes = [features[base[rows.label[base] == label]].astype(float) for label in np.unique(rows.label[base])]
+    means = np.stack([images.mean(0) for images in classes])
+    apart = np.concatenate([images - images.mean(0) for images in classes])
+    within = apart.T @ apart / (len(apart) - len(classes))
+    ridge = 1.0 * np.trace(within) / len(within) * np.eye(len(within))  # metatrain.whitened
+    means = (means - means.mean(0)) @ linalg.inv(linalg.sqrtm(within + ridge))
     tensors, _ = load_checkpoint(finished.root / "data/generator/task.safetensors")
-    assert float(tensors["scale/weights/deviation"]) == pytest.approx(
-        0.2 * np.sqrt(((means - means.mean(0)) ** 2).mean()), rel=1e-3
-    )
+    assert float(tensors["scale/weights/deviation"]) == pytest.approx(0.2 * np.sqrt((means**2).mean()), rel=1e-3)
 
 
 @pytest.mark.slow
 def test_trained_weights_can_be_the_target(copy: Repository) -> None:
-    set_params(copy.root, {"metatrain": {"target": "trajectory-ends", "spread": 1.0, "models": ["task"]}})
+    set_params(copy.root, {"metatrain": {"target": "trajectory-ends", "whitened": 0.0, "spread": 1.0, "models": ["task"]}})
     before = verify(copy.root / "data/generator")
     copy.run(sys.executable, "-m", "stages.metatrain")
     assert verify(copy.root / "data/generator") != before

@@ -17,7 +17,8 @@ from metadiff import Classifier
 from metadiff.backbone import build
 from metadiff.errors import DataError
 from metadiff.newclasses import one_task, rows_by_count
-from metadiff.tracked import Tracked, folded, named
+from metadiff.tracked import Tracked, folded
+from metadiff.trackedruns import named
 from stages.imports import ROOT
 
 CENTRES = np.eye(4, 6)

@@ -15,7 +15,6 @@ from metadiff.errors import NumericError
 from metadiff.evaluation import (
     TEMPERATURES,
     RowsOf,
-    View,
     accuracy,
     best_temperature,
     calibration,
@@ -27,6 +26,7 @@ from metadiff.evaluation import (
     negative_log_likelihood,
     targets,
 )
+from metadiff.view import View
 from tests.science.test_episodes import rows
 
 DATA = rows([20] * 6)

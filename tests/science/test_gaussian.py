@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from metadiff.baselines.gaussian import GaussianPosterior, whitening
+from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.rows import Rows
 
 D = 4
@@ -46,11 +46,14 @@ def test_the_statistics_are_those_of_numpy() -> None:
 @pytest.mark.parametrize("ridge", [0.0, 0.3])
 def test_whitened_features_vary_within_classes_in_all_directions_alike(ridge: float) -> None:
     x, data, _, _ = sample(12, 9)
-    within_DD = GaussianPosterior(x, data).within_DD
-    basis_DD = whitening(within_DD, ridge)
+    gaussian = GaussianPosterior(x, data)
+    view, within_DD = gaussian.whitened(ridge=ridge), gaussian.within_DD
+    basis_DD = view.basis_DE.double()
     seen_DD = basis_DD @ (within_DD + ridge * within_DD.trace() / D * torch.eye(D, dtype=torch.float64)) @ basis_DD
-    np.testing.assert_allclose(seen_DD, np.eye(D), atol=1e-10)
-    np.testing.assert_allclose(basis_DD, basis_DD.T, atol=1e-12)
+    np.testing.assert_allclose(seen_DD, np.eye(D), atol=1e-5)
+    np.testing.assert_allclose(basis_DD, basis_DD.T, atol=1e-6)
+    np.testing.assert_allclose(view.of(gaussian.mean_D.float()), np.zeros(D), atol=1e-6)
+    np.testing.assert_allclose(view.back(view.of(x)), x, atol=1e-5)
 
 
 @pytest.mark.parametrize(("shot", "spread"), [(1, 1.0), (5, 1.0), (5, 0.3)])

@@ -10,9 +10,10 @@ from scipy import stats
 
 from metadiff.candidates import OfRows
 from metadiff.episodes import draw_episodes
-from metadiff.evaluation import RowsOf, View, class_rows, cosines, targets
+from metadiff.evaluation import RowsOf, class_rows, cosines, targets
 from metadiff.judging import choose, judge, summary
 from metadiff.pictures import Pictures
+from metadiff.view import View
 from tests.science.test_evaluation import DATA, features
 
 X = features(0.8)

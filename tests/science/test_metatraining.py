@@ -20,7 +20,10 @@ from metadiff.generator import Generator, dump, undump
 from metadiff.metatraining import MetaTraining, pace_of, rows_lesson
 from metadiff.methods import SAMPLERS, Sampling
 from metadiff.methods.metadiff import MODELS, MetaDiff, build
+from metadiff.params import load
+from metadiff.rowmodels import row_subject
 from metadiff.rows import Rows
+from stages.imports import ROOT
 
 D, CLASSES, IMAGES = 8, 20, 15
 FACTS = {
@@ -32,6 +35,7 @@ FACTS = {
     "sum_over_shots": False,
     "schedule": "linear",
     "times": 100,
+    "whitened": 0.0,
 }
 PLAIN = {
     "way": 5,
@@ -237,6 +241,44 @@ def test_a_posterior_comes_back_too_and_is_what_an_untrained_generator_gives(tmp
         noise = gaussian_noise(torch.Generator().manual_seed(0))
         found = undump(*load_checkpoint(tmp_path / "g"), kind="untrained").rows(support, Sampling("ddim", 5), noise)
     torch.testing.assert_close(found, gaussian.rows(support, ridge=0.5), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 20.0])
+def test_a_generator_in_a_view_is_one_of_the_features_that_are_seen(guidance: float, tmp_path: Path) -> None:
+    """Its rows have with features as they are, both seen so, the angles that the other's rows have with what is seen."""
+    features, rows = data()
+    view = GaussianPosterior(features, rows).whitened(ridge=0.3)
+    seen = view.of(features)
+    tasks = BaseTasks(seen, rows)
+    posterior = GaussianPosterior(seen, rows).settled(ridge=0.5)
+    one = run(training("task"))
+    save_checkpoint(tmp_path / "g", dump(one.best, tasks.scales, posterior, view), FACTS | {"model": "task"})
+    found = undump(*load_checkpoint(tmp_path / "g"), kind="average")
+    one.method.net.load_state_dict(one.best["average"])
+    noises = [gaussian_noise(torch.Generator().manual_seed(0)) for _ in range(2)]
+    with torch.no_grad():
+        sampling = Sampling("ddim", 5)
+        mapped = found.rows(features[:30].view(2, 5, 3, D), sampling, noises[0], guidance=guidance)
+        expected = Generator(one.method, tasks.scales, posterior).rows(
+            seen[:30].view(2, 5, 3, D), sampling, noises[1], guidance=guidance
+        )
+    torch.testing.assert_close(view.of(mapped), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_task_and_regression_learn_in_whitened_units_and_the_network_of_the_reference_does_not() -> None:
+    features, rows = data()
+    rows = replace(rows, split=np.repeat(np.arange(CLASSES) % 2, IMAGES).astype(np.uint8))
+    sizes = {"hidden": 16, "steps": 2, "batch": 4, "val_query": 4, "val_episodes": 5}
+    section = load(ROOT / "params.yaml").metatrain.model_copy(update=sizes | {"whitened": 0.3})
+    view = GaussianPosterior(features, rows).whitened(ridge=0.3)
+    for model, whitened in (("task", True), ("regression", True), ("gradient", False)):
+        found = row_subject(section, model=model, features_ND=features, data=rows, ends=None, seed=0)
+        found.training.run()
+        tensors = found.tensors()
+        assert ("view/basis_DE" in tensors) is whitened
+        assert found.facts["whitened"] == (0.3 if whitened else 0.0)
+        base = BaseTasks(view.of(features) if whitened else features, rows, spread=section.spread)
+        torch.testing.assert_close(tensors["scale/weights/deviation"], base.scales.weights.deviation)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -31,7 +31,8 @@ from metadiff.params import load
 from metadiff.paths import WeightScale
 from metadiff.pictures import Pictures
 from metadiff.rows import Rows
-from metadiff.tracked import BACKBONE, GENERATOR, model_of, open_tracked
+from metadiff.tracked import model_of
+from metadiff.trackedruns import BACKBONE, GENERATOR, open_tracked
 from metadiff.weightgenerator import WeightGenerator, dump_weights
 from stages.imports import ROOT
 from tests.science.test_mcdi import FACTS

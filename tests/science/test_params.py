@@ -63,7 +63,7 @@ def complaints(folder: Path, content: str | bytes) -> list[str]:
     return [line.removeprefix(f"{folder}/") for line in lines]
 
 
-ENDS = set_value("metatrain.spread", "1", set_value("metatrain.target", "trajectory-ends"))
+ENDS = set_value("metatrain.whitened", "0", set_value("metatrain.spread", "1", set_value("metatrain.target", "trajectory-ends")))
 TRAINED = set_value("metatrain.models", "[task]", ENDS)
 PATHS = set_value("mcdi.models", "[local]", set_value("collect.keep", "4", set_value("collect.dim", "64")))
 NETWORKS = set_value("mcdi.models", "[reptile, local]", set_value("collect.learner", "conv", PATHS))
@@ -394,6 +394,14 @@ WRONG_TEXTS = {
     "trained weights of classes that lie elsewhere": (
         set_value("metatrain.spread", "0.5", TRAINED),
         [at("metatrain.spread", "metatrain.spread: must be collect.spread 1 for metatrain.target trajectory-ends, got 0.5")],
+    ),
+    "trained weights of whitened features": (
+        set_value("metatrain.whitened", "0.3", TRAINED),
+        [at("metatrain.whitened", "metatrain.whitened: must be 0 for metatrain.target trajectory-ends, got 0.3")],
+    ),
+    "generators in units of which no angles are measured": (
+        set_value("metatrain.whitened", "0.5"),
+        [at("evaluate.whitened", "evaluate.whitened: must have metatrain.whitened 0.5, got [0.3, 1.0]")],
     ),
     "trained weights of reduced features": (
         set_value("collect.dim", "64", TRAINED),
