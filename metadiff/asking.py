@@ -96,12 +96,12 @@ def described_classifiers(made: TextGenerators, told: Told, section: Evaluate) -
     yield "nearest", {"": _from_latents(made, partial(_nearest, made.source, told))}
     yield "ridge", {f"ridge {ridge:g}": _from_latents(made, partial(_ridge, made.source, told, ridge)) for ridge in RIDGES}
     for count in section.adapt_images:
-        yield f"adapt-{count}", _adaptations(made, section, Start(partial(_mean_latent, made.source), count // 2))
+        yield f"adapt-{count}", _adaptations(made, section, FirstLatent(partial(_mean_latent, made.source), count // 2))
     diffusion = made.methods.get("hyperldm")
     if isinstance(diffusion, HyperLDM):
         best = partial(_best_latent, made, _draws(diffusion, section.seed, section.adapt_gamma, TRIED))
         for count in section.text_adapt_images:
-            yield f"text-adapt-{count}", _adaptations(made, section, Start(best, count // 2))
+            yield f"text-adapt-{count}", _adaptations(made, section, FirstLatent(best, count // 2))
 
 
 def sees_images(name: str) -> bool:
@@ -223,7 +223,7 @@ def _climbed(method: HyperCLIP, pull: float, asked: Asked) -> Tensor:
     return method.latents(asked.sentence_ED, _no_noise, pull=pull)
 
 
-class Start:
+class FirstLatent:
     """Where adaptation to as many labelled images a way begins: found once for what is asked, though by several candidates."""
 
     def __init__(self, latents_of: LatentsOf, count: int) -> None:
@@ -238,12 +238,12 @@ class Start:
         return self._found[1:]
 
 
-def _adaptations(made: TextGenerators, section: Evaluate, start: Start) -> dict[str, AnswersOf]:
+def _adaptations(made: TextGenerators, section: Evaluate, start: FirstLatent) -> dict[str, AnswersOf]:
     adapted = partial(_adapted, made, start, lr=section.adapt_lr, steps=section.adapt_steps)
     return {f"pull {pull:g}": _from_latents(made, partial(adapted, pull)) for pull in section.adapt_pulls}
 
 
-def _adapted(made: TextGenerators, start: Start, pull: float, asked: Asked, *, lr: float, steps: int) -> Tensor:
+def _adapted(made: TextGenerators, start: FirstLatent, pull: float, asked: Asked, *, lr: float, steps: int) -> Tensor:
     """By Adam on the latent, on the labelled images."""
     shown, start_EZ = start(asked)
     return fitted(made.source, start_EZ, lambda theta_EP: _loss(made, theta_EP, shown), pull=pull, lr=lr, steps=steps)

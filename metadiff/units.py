@@ -26,7 +26,7 @@ from metadiff.learner import Head, Perceptron
 
 FREQUENCIES = 32
 TOGETHER = 64  # heads of one tensor program on a processor: more leave its cache and are slower
-Told = Sequence[Tensor]  # by layer (B, 1, 1, 4 F), or of one row for all tasks: gain and shift
+Modulation = Sequence[Tensor]  # by layer (B, 1, 1, 4 F), or of one row for all tasks: gain and shift
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,13 @@ class UnitDenoiser(nn.Module):
     def frame(self, condition: Condition, *heads_BP: Tensor) -> Frame:
         return Frame.of(self.learner, condition.mean_BWD, *heads_BP)
 
-    def told(self, share_T: Tensor, condition: Condition) -> list[Told]:
+    def told(self, share_T: Tensor, condition: Condition) -> list[Modulation]:
         """What the layers are told at each of these times of a chain, whatever weights it has come to."""
         times, tasks = len(share_T), len(condition.shots_B)
         told = self._told(share_T.repeat_interleave(tasks), condition.shots_B.repeat(times))
         return [*zip(*(torch.split(part, tasks) for part in told), strict=True)]
 
-    def within(self, frame: Frame, c_BC: Tensor, told: Told) -> Tensor:
+    def within(self, frame: Frame, c_BC: Tensor, told: Modulation) -> Tensor:
         """What `forward` does, of and as heads in a frame."""
         if len(c_BC) <= TOGETHER or c_BC.is_cuda:
             return self._some(frame, c_BC, told)
@@ -150,13 +150,13 @@ class UnitDenoiser(nn.Module):
         groups = zip(frame.parts, torch.split(c_BC, TOGETHER), zip(*each, strict=True), strict=True)
         return torch.cat([self._some(*group) for group in groups])
 
-    def _told(self, share_B: Tensor, shots_B: Tensor) -> Told:
+    def _told(self, share_B: Tensor, shots_B: Tensor) -> Modulation:
         size = max(len(share_B), len(shots_B))
         known = torch.cat([time_features(share_B).expand(size, -1), (1 / shots_B[:, None]).expand(size, 1)], 1)
         known_B11F = self.time(known)[:, None, None]
         return [layer.known(known_B11F) for layer in self.layers if isinstance(layer, Exchange)]
 
-    def _some(self, frame: Frame, c_BC: Tensor, told: Told) -> Tensor:
+    def _some(self, frame: Frame, c_BC: Tensor, told: Modulation) -> Tensor:
         x, way = units_of(frame.inner, c_BC), self.learner.way
         met_BUK = (x.vector_BUE[..., None] * frame.gram_BUKK).sum(2)
         product_BUW = met_BUK[..., -way:] * (frame.basis_BUKE.shape[-1] / frame.length_B11)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 MODELS = ("hnet", "hyperldm", "hyperclip", "mlp", "end-to-end")  # the first has the latents of the next three
 IMAGES = 32  # of a task, in a step of training
-TOGETHER = 64  # tasks that are answered at a time
+AT_A_TIME = 64  # tasks that are answered at a time
 
 Method = HNet | HyperLDM | HyperCLIP | LatentRegression | EndToEnd
 SentenceWeights = Callable[[Tensor, Noise], Tensor]  # sentences (B, D) to (B, P), or to latents (B, Z)
@@ -106,7 +106,7 @@ class Ladder:
         """(T,): of each task's query images, those that are answered right."""
         right_T = torch.zeros(len(tasks), dtype=torch.long)
         order_T = tasks.support.count_T.argsort(stable=True)  # tasks of like sizes need little padding
-        for which_B in torch.split(order_T, TOGETHER):
+        for which_B in torch.split(order_T, AT_A_TIME):
             theta_BP = weights_of(tasks, which_B)
             if not theta_BP.isfinite().all():
                 raise NumericError("generated weights are not finite: train their generator with a lower hyperldm.lr")

@@ -24,7 +24,7 @@ from metadiff.standard import Standard
 TABLE, SCALE = "latents/table_CZ", "weights"  # in a checkpoint
 
 
-class Start(nn.Module):
+class LatentStart(nn.Module):
     """The latent that every task begins with."""
 
     def __init__(self, latent: int) -> None:
@@ -37,7 +37,7 @@ class Start(nn.Module):
 
 
 class MAMLNet(nn.Module):
-    def __init__(self, decoder: Decoder, start: Start) -> None:
+    def __init__(self, decoder: Decoder, start: LatentStart) -> None:
         super().__init__()
         self.decoder, self.start = decoder, start
 
@@ -132,7 +132,7 @@ def source_net(facts: Mapping[str, Any], learner: Perceptron) -> nn.Module:
     """Of `maml` or `hvae`."""
     latent, hidden = facts["latent"], facts["hidden"]
     if facts["model"] == "maml":
-        return MAMLNet(decoder_of(facts, learner), Start(latent))
+        return MAMLNet(decoder_of(facts, learner), LatentStart(latent))
     layers = partial(Reader, hidden=hidden, dropout=0.0)
     return HVAENet(layers(learner.size, out=2 * latent), layers(latent, out=learner.size))
 

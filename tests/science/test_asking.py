@@ -172,7 +172,7 @@ def test_a_latent_is_adapted_to_half_as_many_images_a_way(made: TextGenerators, 
 @pytest.mark.parametrize("pull", [0.0, 2.0])
 def test_adapting_lowers_the_loss_of_each_task_and_equals_a_plain_loop(made: TextGenerators, pull: float) -> None:
     some, few = asked(), asked().shown(3)
-    start = asking.Start(lambda asked: asking._mean_latent(made.source, asked), 3)
+    start = asking.FirstLatent(lambda asked: asking._mean_latent(made.source, asked), 3)
     found_EZ = asking._adapted(made, start, pull, some, lr=0.05, steps=40)
     start_EZ = asking._mean_latent(made.source, some)
     before_E, after_E = (asking._loss(made, made.source.decode(latent_EZ), few) for latent_EZ in (start_EZ, found_EZ))
@@ -225,7 +225,7 @@ def test_what_is_told_and_shown_is_adapted_from_the_draw_that_its_images_fit_bes
     loss_GE = torch.stack([asking._loss(made, made.source.decode(latent_EZ), few) for latent_EZ in latent_GEZ])
     assert len({*loss_GE.argmin(0).tolist()}) > 1
     start_EZ = torch.stack([latent_GEZ[draw, task] for task, draw in enumerate(loss_GE.argmin(0).tolist())])
-    found_EZ = asking._adapted(made, asking.Start(lambda _: start_EZ, 3), 0.5, some, lr=0.05, steps=12)
+    found_EZ = asking._adapted(made, asking.FirstLatent(lambda _: start_EZ, 3), 0.5, some, lr=0.05, steps=12)
     expected_EQW = as_scores(made, made.source.decode(found_EZ), some)
     torch.testing.assert_close(every(made, told)["text-adapt-6"]["pull 0.5"](some)[0], expected_EQW)
 
@@ -237,7 +237,7 @@ def test_candidates_that_start_alike_find_their_start_once_for_each_of_what_is_a
         seen.append(shown)
         return asking._mean_latent(made.source, shown) + shown.support_EWSI.sum()
 
-    start = asking.Start(latents_of, 3)
+    start = asking.FirstLatent(latents_of, 3)
     one, other = asked(), asked(support=1)
     first, again, changed, back = (start(some)[1] for some in (one, one, other, one))
     assert [shown.support_EWSI.shape[2] for shown in seen] == [3, 3, 3]  # the last one alone is kept
