@@ -28,6 +28,7 @@ from metadiff.methods.metadiff import network_facts
 from metadiff.params import load
 from metadiff.tracked import Tracked
 from metadiff.trackedruns import pack
+from metadiff.view import View
 
 ROUNDS = 9
 WAY, SHOT, QUERIES, SIDE = 5, 5, 75, 84
@@ -44,14 +45,15 @@ def untrained() -> Tracked:
     weights = build_method(facts).net.state_dict()
     scales = Scales(*(Scale(torch.zeros(backbone.feature_size), torch.tensor(1.0)) for _ in range(2)))
     steps = max(params.evaluate.sampling_steps)
-    chosen = {"candidate": f"{steps} steps", "centre": "origin", "temperature": {"5": 32.0}}
+    chosen = {"candidate": f"{steps} steps", "view": "own", "temperature": {"5": 32.0}}
     lineage = {
         "dataset": "generated",
         "method": "metadiff",
         "chosen": chosen,
         "stages": {"evaluate": {"params": params.evaluate.model_dump(mode="json")}},
     }
-    return Tracked(lineage, backbone, {}, (dump({"average": weights}, scales), facts))
+    view = View(torch.zeros(backbone.feature_size), torch.eye(backbone.feature_size))
+    return Tracked(lineage, backbone, {}, (dump({"average": weights}, scales, view=view), facts))
 
 
 def milliseconds(work: Callable[[], object]) -> dict[str, float]:

@@ -50,8 +50,9 @@ def seconds_one_by_one(generator: Generator, support_EWSD: torch.Tensor) -> floa
 
 def percent(generator: Generator, sampling: Sampling, features_ND: torch.Tensor, drawn: Episodes) -> float:
     with torch.no_grad():
-        rows_of = lambda support, batch: generator.rows(support, sampling, noise(batch))[None]  # noqa: E731
-        return accuracy(rows_of, features_ND, drawn, view=generator.view)
+        return accuracy(
+            lambda support, batch: generator.rows(support, sampling, noise(batch))[None], features_ND, drawn, view=generator.view
+        )
 
 
 def main() -> None:

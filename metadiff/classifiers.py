@@ -5,7 +5,7 @@ Shapes: G draws, E episodes, W ways, S shots, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -82,33 +82,25 @@ def classifiers(
     tasks: TrainingTasks | None = None,
 ) -> Iterator[tuple[str, dict[str, Candidate]]]:
     """The name in metrics.json, and candidates by what sets them apart."""
-    made = {about: view_of(posterior) for about, view_of in views(section).items()}
-    for name, ways, seen_in in row_classifiers(section, posterior, generators):
-        seen = {about: made[about] for about in seen_in}
-        yield name, {about: OfRows(rows_of, seen) for about, rows_of in ways.items()}
+    for name, makers, views in row_classifiers(section, posterior, generators):
+        seen = {about: view_of(posterior) for about, view_of in views.items()}
+        yield name, {about: OfRows(rows_of, seen) for about, rows_of in makers.items()}
     yield from weight_classifiers(section, weights, tasks)
 
 
-def views(section: Evaluate) -> dict[str, Callable[[GaussianPosterior], View]]:
-    """From where and in which units angles may be measured: as features are, or so that classes vary in all directions alike."""
-    made: dict[str, Callable[[GaussianPosterior], View]] = {
-        "origin": lambda _posterior: FROM_ORIGIN,
-        "base mean": lambda posterior: View(posterior.mean_D.float()),
-    }
-    return made | {whitened(ridge): partial(GaussianPosterior.whitened, ridge=ridge) for ridge in section.whitened}
-
-
-def whitened(ridge: float) -> str:
-    """The name of the view in units with this ridge."""
-    return f"{WHITENED}, ridge {ridge:g}"
+Views = Mapping[str, Callable[[GaussianPosterior], View]]
+AS_FEATURES_ARE: Views = {
+    "origin": lambda _posterior: FROM_ORIGIN,
+    "base mean": lambda posterior: View(posterior.mean_D.float()),
+}
 
 
 class RowClassifier(NamedTuple):
-    """Its name in metrics.json, the ways to make its rows, and the views that angles with these may be measured in."""
+    """Its name in metrics.json, what may make its rows, and in which views angles with these may be measured."""
 
     name: str
-    ways: Mapping[str, RowsOf]
-    views: Sequence[str] = ("origin", "base mean")
+    makers: Mapping[str, RowsOf]
+    views: Views = AS_FEATURES_ARE
 
 
 def row_classifiers(section: Evaluate, posterior: GaussianPosterior, generators: Generators) -> Iterator[RowClassifier]:
@@ -119,12 +111,12 @@ def row_classifiers(section: Evaluate, posterior: GaussianPosterior, generators:
     }
     yield RowClassifier("ncm", {"": mean_rows})
     yield RowClassifier("gaussian", expected)
-    if units := [whitened(ridge) for ridge in section.whitened]:
+    if units := {f"{WHITENED}, ridge {ridge:g}": partial(GaussianPosterior.whitened, ridge=ridge) for ridge in section.whitened}:
         yield RowClassifier(f"ncm-{WHITENED}", {"": mean_rows}, units)
         yield RowClassifier(f"gaussian-{WHITENED}", expected, units)
     for model, by_kind in generators.items():
         name, best, hows = NAMES.get(model, model), by_kind["average"], samplings(model, section)
-        made = partial(RowClassifier, views=[whitened(best.whitened)]) if best.whitened else RowClassifier
+        made = partial(RowClassifier, views=AS_FEATURES_ARE if best.view.basis_DE is None else {"own": partial(own_view, best)})
         for kind, generator in by_kind.items():
             ways = {about: drawn_rows(generator, section, how) for about, how in hows.items()}
             yield made(name if kind == "average" else f"{name}-{kind}", ways)
@@ -137,6 +129,10 @@ def row_classifiers(section: Evaluate, posterior: GaussianPosterior, generators:
                 for strength, (about, how) in product(section.guidance, hows.items())
             }
             yield made(f"{name}-guided", guided)
+
+
+def own_view(generator: Generator, _posterior: GaussianPosterior) -> View:
+    return generator.view
 
 
 def samplings(model: str, section: Evaluate) -> dict[str, Sampling]:

@@ -53,8 +53,6 @@ def conflicts(
         yield from _target_conflicts(metatrain, collect)
     if metatrain:
         yield from _sampling_conflicts(metatrain, evaluate)
-    if metatrain and evaluate and metatrain.whitened and metatrain.whitened not in evaluate.whitened:
-        yield "evaluate.whitened", f"must have metatrain.whitened {metatrain.whitened:g}, got {list(evaluate.whitened)}"
     if mcdi and mcdi.models:
         yield from _weight_conflicts(mcdi, collect, evaluate)
     if metatrain and mcdi and hyperldm and not (metatrain.models or mcdi.models or hyperldm.models):

@@ -27,7 +27,6 @@ class Generator:
     scales: Scales
     posterior: Posterior | None = None  # what it was trained to correct; without one the means of supports
     view: View = FROM_ORIGIN  # of features: scales, posterior and network are in its units, and so are angles with its rows
-    whitened: float = 0.0  # the ridge of these units, if the view whitens
 
     def rows(self, support_EWSD: Tensor, sampling: Sampling, noise: Noise, *, guidance: float = 0.0) -> Tensor:
         """(E, W, D) rows of a cosine classifier; ``guidance`` is how strongly the support's own loss steers the sampling."""
@@ -54,7 +53,7 @@ def undump(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, kind: Kin
     method.net.load_state_dict(trained_weights(tensors, method.net, kind, what))
     scale = {of: Scale(*(tensors[f"scale/{of}/{name}"].to(device) for name in SCALE)) for of in ("weights", "features")}
     view = {name.removeprefix("view/"): value.to(device) for name, value in tensors.items() if name.startswith("view/")}
-    return Generator(method, Scales(**scale), posterior_in(tensors, device), View(**view), facts["whitened"])
+    return Generator(method, Scales(**scale), posterior_in(tensors, device), View(**view))
 
 
 def trained_tensors(best: Mapping[str, Mapping[str, Tensor]], posterior: Posterior | None) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ KIND = "inputs"
 LEAST = 1e-3  # of the largest variance within classes: in a direction with less they are taken to vary as much
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inputs(View):
     """A view of features. With a scale of pixels, learners see these instead."""
 

@@ -20,6 +20,7 @@ from metadiff.conflicts import conflicts
 from metadiff.errors import ParamsError
 from metadiff.problems import problems
 
+LEAST_RIDGE = 1e-3  # of units that have to be undone
 Number = TypeVar("Number", int, float)
 
 
@@ -33,6 +34,12 @@ def _increasing(values: tuple[Number, ...]) -> tuple[Number, ...]:
     if any(first >= second for first, second in pairwise(values)):
         raise ValueError("in increasing order")
     return values
+
+
+def _none_or_enough(ridge: float) -> float:
+    if 0 < ridge < LEAST_RIDGE:  # single precision cannot undo such units
+        raise ValueError(f"0 or at least {LEAST_RIDGE:g}")
+    return ridge
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -146,7 +153,7 @@ class Collect(Section):
 class Metatrain(Section):
     models: Annotated[tuple[Model, ...], Field(min_length=0, max_length=3), AfterValidator(_distinct)]
     target: Literal["class-means", "trajectory-ends"]
-    whitened: Annotated[float, Field(ge=0, le=1e6)]
+    whitened: Annotated[float, Field(ge=0, le=1e6), AfterValidator(_none_or_enough)]
     spread: Spread
     correct: Literal["means", "posterior"]
     ridge: Ridge

@@ -29,7 +29,7 @@ def row_subject(section: Metatrain, *, model: str, features_ND: Tensor, data: Ro
     ridge = section.whitened if model != "gradient" else 0.0  # the reference's network sees features as they are
     view = GaussianPosterior(features_ND, data).whitened(ridge=ridge) if ridge else FROM_ORIGIN
     tasks = base_tasks(section, view.of(features_ND), data, ends, model)
-    facts = network_facts(section, model, feature_size=features_ND.shape[1], seed=seed) | {"whitened": ridge}
+    facts = network_facts(section, model, feature_size=features_ND.shape[1], seed=seed)
     lesson = rows_lesson(section, tasks, validation_score(section, tasks, data, model))
     training = MetaTraining(pace_of(section), build(facts, device=str(features_ND.device)), lesson, seed=seed)
     return Subject(training, facts, partial(dump, scales=tasks.scales, posterior=tasks.posterior, view=view))

@@ -24,7 +24,7 @@ from metadiff.askmodels import AskModels
 from metadiff.backbone import Backbone
 from metadiff.baselines.gaussian import GaussianPosterior
 from metadiff.candidates import Candidate, OfRows
-from metadiff.classifiers import NAMES, Generators, row_classifiers, views
+from metadiff.classifiers import NAMES, Generators, row_classifiers
 from metadiff.errors import DataError
 from metadiff.generator import undump
 from metadiff.lineage import LINEAGE
@@ -105,8 +105,8 @@ class Tracked:
         if of_weights(self.method):
             return dict(weight_classifiers(section, self.weight_generators))[self.method][chosen["candidate"]]
         posterior, view = Moments(self.moments), chosen["view"]
-        found = {made.name: made.ways for made in row_classifiers(section, posterior, self.generators)}
-        return OfRows(found[self.method][chosen["candidate"]], {view: views(section)[view](posterior)})
+        found = {made.name: made for made in row_classifiers(section, posterior, self.generators)}[self.method]
+        return OfRows(found.makers[chosen["candidate"]], {view: found.views[view](posterior)})
 
     def temperature(self, shots: float) -> float:
         """The one tuned with the nearest number of shots, the smaller of two."""

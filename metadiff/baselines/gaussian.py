@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metadiff.errors import DataError
 from metadiff.rows import Rows
 from metadiff.view import View, whitener
 
@@ -61,6 +62,11 @@ class GaussianPosterior:
 
     def whitened(self, *, ridge: float) -> View:
         """From the base mean, in units in which features vary about their class in all directions alike."""
+        if self.within_DD.trace() <= 0:
+            raise DataError(
+                "train: all images of a class have the same features, so there are no units of how these vary: write "
+                "metatrain.whitened 0 and evaluate.whitened []"
+            )
         return View(self.mean_D.float(), whitener(regularise(self.within_DD, ridge)).float())
 
 

@@ -15,6 +15,7 @@ from scipy import linalg
 
 from metadiff.artifact import verify
 from metadiff.checkpoint import load_checkpoint
+from metadiff.params import load
 from metadiff.store import read_arrays, read_features, read_rows
 from metadiff.trajectory_store import open_trajectories
 from tests.repository import Repository, set_params
@@ -86,7 +87,8 @@ def test_base_classes_are_moved_together_for_training(finished: Repository) -> N
     means = np.stack([images.mean(0) for images in classes])
     apart = np.concatenate([images - images.mean(0) for images in classes])
     within = apart.T @ apart / (len(apart) - len(classes))
-    ridge = 1.0 * np.trace(within) / len(within) * np.eye(len(within))  # metatrain.whitened
+    share = load(finished.root / "params.yaml").metatrain.whitened
+    ridge = share * np.trace(within) / len(within) * np.eye(len(within))
     means = (means - means.mean(0)) @ linalg.inv(linalg.sqrtm(within + ridge))
     tensors, _ = load_checkpoint(finished.root / "data/generator/task.safetensors")
     assert float(tensors["scale/weights/deviation"]) == pytest.approx(0.2 * np.sqrt((means**2).mean()), rel=1e-3)

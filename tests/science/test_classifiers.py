@@ -46,7 +46,7 @@ def checkpoints() -> Checkpoints:
 @pytest.fixture(scope="module")
 def candidates(checkpoints: Checkpoints) -> dict[str, Mapping[str, RowsOf]]:
     made = row_classifiers(SECTION, GaussianPosterior(FEATURES, ROWS), make_generators(checkpoints, "cpu"))
-    return {found.name: found.ways for found in made}
+    return {found.name: found.makers for found in made}
 
 
 def test_every_choice_is_a_candidate(candidates: dict[str, Mapping[str, RowsOf]]) -> None:
@@ -82,12 +82,12 @@ def test_generators_are_judged_in_the_units_they_learned_in(checkpoints: Checkpo
     posterior = GaussianPosterior(FEATURES, ROWS)
     tensors, facts = checkpoints["task"]
     there = {f"view/{name}": value for name, value in posterior.whitened(ridge=0.3).tensors().items()}
-    generators = make_generators(checkpoints | {"task": (tensors | there, facts | {"whitened": 0.3})}, "cpu")
+    generators = make_generators(checkpoints | {"task": (tensors | there, facts)}, "cpu")
     seen = {name: {*next(iter(found.values())).views} for name, found in classifiers(SECTION, posterior, generators, {}) if found}
     of_task = [name for name in seen if name.startswith("metadiff")]
     assert of_task == ["metadiff", "metadiff-raw", "metadiff-mean", "metadiff-guided"]
     for name in of_task:
-        assert seen[name] == {"whitened, ridge 0.3"}
+        assert seen[name] == {"own"}
     for name in ("regression", "gradient"):
         assert seen[name] == {"origin", "base mean"}
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from metadiff.baselines.gaussian import GaussianPosterior
+from metadiff.errors import DataError
 from metadiff.rows import Rows
 
 D = 4
@@ -54,6 +55,13 @@ def test_whitened_features_vary_within_classes_in_all_directions_alike(ridge: fl
     np.testing.assert_allclose(basis_DD, basis_DD.T, atol=1e-6)
     np.testing.assert_allclose(view.of(gaussian.mean_D.float()), np.zeros(D), atol=1e-6)
     np.testing.assert_allclose(view.back(view.of(x)), x, atol=1e-5)
+
+
+def test_images_that_are_all_the_same_have_no_units() -> None:
+    x, data, _, _ = sample(12, 9)
+    alike = x.view(12, 9, D).mean(1, keepdim=True).expand(12, 9, D).reshape(-1, D)
+    with pytest.raises(DataError, match=r"write metatrain\.whitened 0 and evaluate\.whitened"):
+        GaussianPosterior(alike.round(), data).whitened(ridge=0.3)
 
 
 @pytest.mark.parametrize(("shot", "spread"), [(1, 1.0), (5, 1.0), (5, 0.3)])

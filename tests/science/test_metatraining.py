@@ -35,7 +35,6 @@ FACTS = {
     "sum_over_shots": False,
     "schedule": "linear",
     "times": 100,
-    "whitened": 0.0,
 }
 PLAIN = {
     "way": 5,
@@ -265,20 +264,25 @@ def test_a_generator_in_a_view_is_one_of_the_features_that_are_seen(guidance: fl
     torch.testing.assert_close(view.of(mapped), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_task_and_regression_learn_in_whitened_units_and_the_network_of_the_reference_does_not() -> None:
+@pytest.mark.parametrize("correct", ["means", "posterior"])
+def test_task_and_regression_learn_in_whitened_units_and_the_network_of_the_reference_does_not(correct: str) -> None:
     features, rows = data()
     rows = replace(rows, split=np.repeat(np.arange(CLASSES) % 2, IMAGES).astype(np.uint8))
     sizes = {"hidden": 16, "steps": 2, "batch": 4, "val_query": 4, "val_episodes": 5}
-    section = load(ROOT / "params.yaml").metatrain.model_copy(update=sizes | {"whitened": 0.3})
+    section = load(ROOT / "params.yaml").metatrain.model_copy(update=sizes | {"whitened": 0.3, "correct": correct})
     view = GaussianPosterior(features, rows).whitened(ridge=0.3)
     for model, whitened in (("task", True), ("regression", True), ("gradient", False)):
         found = row_subject(section, model=model, features_ND=features, data=rows, ends=None, seed=0)
         found.training.run()
         tensors = found.tensors()
         assert ("view/basis_DE" in tensors) is whitened
-        assert found.facts["whitened"] == (0.3 if whitened else 0.0)
         base = BaseTasks(view.of(features) if whitened else features, rows, spread=section.spread)
         torch.testing.assert_close(tensors["scale/weights/deviation"], base.scales.weights.deviation)
+        if whitened:
+            torch.testing.assert_close(tensors["view/basis_DE"], view.basis_DE)
+        if whitened and correct == "posterior":
+            expected = GaussianPosterior(base.features_ND, rows).settled(ridge=section.ridge)
+            torch.testing.assert_close(tensors["posterior/within_DD"], expected.within_DD)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

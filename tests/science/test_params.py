@@ -113,6 +113,7 @@ WRONG_VALUES = [  # key, what to write, what it must be
     ("prepare.split", "gven", f"must be {SPLIT}, got the text 'gven'; did you mean given?"),
     ("prepare.split", "[0.5, 0.5]", f"must be {SPLIT}, got the list [0.5, 0.5]"),
     ("prepare.split", "[0.2, 0.2, 0.2, 0.4]", f"must be {SPLIT}, got the list [0.2, 0.2, 0.2, 0.4]"),
+    ("metatrain.whitened", "1.0e-5", "must be a number from 0 to 1000000.0, 0 or at least 0.001, got the number 1e-05"),
     ("prepare.split", "[0.6, 0.2, 0.1]", f"must be {SPLIT}, that add up to 1, got the list [0.6, 0.2, 0.1]"),
     ("prepare.split", "[0.8, 0, 0.2]", "must be a number above 0 and below 1, got the number 0"),
     ("prepare.split", "{train: 1}", f"must be {SPLIT}, got a section"),
@@ -398,10 +399,6 @@ WRONG_TEXTS = {
     "trained weights of whitened features": (
         set_value("metatrain.whitened", "0.3", TRAINED),
         [at("metatrain.whitened", "metatrain.whitened: must be 0 for metatrain.target trajectory-ends, got 0.3")],
-    ),
-    "generators in units of which no angles are measured": (
-        set_value("metatrain.whitened", "0.5"),
-        [at("evaluate.whitened", "evaluate.whitened: must have metatrain.whitened 0.5, got [0.3, 1.0]")],
     ),
     "trained weights of reduced features": (
         set_value("collect.dim", "64", TRAINED),
