@@ -59,3 +59,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if found != FORMAT:
         raise CorruptArtifactError(f"{path}: format {found}, this version reads format {FORMAT}; run the stage again")
     return tensors, facts
+
+
+def under(tensors: Mapping[str, Tensor], name: str, *, device: str = "cpu") -> dict[str, Tensor]:
+    """Those of a part, as ``raw`` of raw/weight, by what follows the part's name."""
+    return {key.removeprefix(f"{name}/"): value.to(device) for key, value in tensors.items() if key.startswith(f"{name}/")}

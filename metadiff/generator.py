@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from metadiff.baselines.gaussian import Posterior
+from metadiff.checkpoint import under
 from metadiff.conditioning import Scale, Scales, condition_on
 from metadiff.diffusion import Noise
 from metadiff.errors import CorruptArtifactError
@@ -52,8 +53,8 @@ def undump(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, kind: Kin
     what = f"{facts['model']} denoiser for {facts['feature_size']} features"
     method.net.load_state_dict(trained_weights(tensors, method.net, kind, what))
     scale = {of: Scale(*(tensors[f"scale/{of}/{name}"].to(device) for name in SCALE)) for of in ("weights", "features")}
-    view = {name.removeprefix("view/"): value.to(device) for name, value in tensors.items() if name.startswith("view/")}
-    return Generator(method, Scales(**scale), posterior_in(tensors, device), View(**view))
+    view = View(**under(tensors, "view", device=device))
+    return Generator(method, Scales(**scale), posterior_in(tensors, device), view)
 
 
 def trained_tensors(best: Mapping[str, Mapping[str, Tensor]], posterior: Posterior | None) -> dict[str, Tensor]:
@@ -69,7 +70,7 @@ def posterior_in(tensors: Mapping[str, Tensor], device: str) -> Posterior | None
 
 def trained_weights(tensors: Mapping[str, Tensor], net: nn.Module, kind: Kind, what: str) -> dict[str, Tensor]:
     """One kind of weights among the tensors of a checkpoint; those of the network itself if it is to stay untrained."""
-    have = {name.removeprefix(f"{kind}/"): value for name, value in tensors.items() if name.startswith(f"{kind}/")}
+    have = under(tensors, kind)
     want = dict(net.state_dict())
     if kind == "untrained":
         return want

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
+from metadiff.checkpoint import under
 from metadiff.conditioning import BaseTasks, Batch
 from metadiff.errors import CorruptArtifactError, NumericError
 from metadiff.methods import Method
@@ -179,9 +180,8 @@ class MetaTraining(Generic[M, B]):
                     moment: value.to(self.device) if moment in on_device else value for moment, value in moments.items()
                 }
         for kind in ("raw", "average"):
-            start = f"best/{kind}/"
-            found = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-            self.best[kind] = {name: value.to(self.device, copy=True) for name, value in found.items()}
+            best = under(tensors, f"best/{kind}")
+            self.best[kind] = {name: value.to(self.device, copy=True) for name, value in best.items()}
         self.step, self.history = facts["step"], list(facts["history"])
         self.best_step, self.best_score = facts["best_step"], facts["best_score"]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metadiff.baselines.fromtext import Joint
+from metadiff.checkpoint import under
 from metadiff.concepts import DescribedTask
 from metadiff.courses import Course, PathEnds, hvae_course, maml_course
 from metadiff.described import (
@@ -168,13 +169,10 @@ def undump_text(checkpoints: Checkpoints, *, device: str = "cpu") -> TextGenerat
     if not methods:
         return None
     tensors, facts = checkpoints[next(iter(methods))]
-
-    def group(name: str) -> dict[str, Tensor]:
-        return {key.removeprefix(f"{name}/"): value.to(device) for key, value in tensors.items() if key.startswith(f"{name}/")}
-
+    sentences, inputs = (under(tensors, name, device=device) for name in ("sentences", "inputs"))
     learner = build_learner(facts["learner"])
     assert isinstance(learner, Perceptron), "conflicts.py refuses the others"
-    return TextGenerators(methods, Standard(**group("sentences")), Inputs(**group("inputs")), learner, facts)
+    return TextGenerators(methods, Standard(**sentences), Inputs(**inputs), learner, facts)
 
 
 def undump_method(

@@ -18,7 +18,7 @@ from metadiff.artifact import verify
 from metadiff.askmodels import AskModels
 from metadiff.backbone import Backbone
 from metadiff.baselines.gaussian import GaussianPosterior
-from metadiff.checkpoint import load_checkpoint
+from metadiff.checkpoint import load_checkpoint, under
 from metadiff.classifiers import CLOSED, WHITENED
 from metadiff.errors import DataError
 from metadiff.lineage import LINEAGE, LOCK, METRICS, RESULTS, experiments, read_chain, restore
@@ -172,14 +172,11 @@ def pack(tracked: Tracked | None) -> Checkpoint:
 def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Tracked | None:
     if facts["lineage"] is None:
         return None
-
-    def part(name: str) -> dict[str, Tensor]:
-        return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-
-    generator = (part("generator"), facts["generator"]) if facts["generator"] else None
+    generator = (under(tensors, "generator"), facts["generator"]) if facts["generator"] else None
     asks = None
     if about := facts.get("asks"):
-        models = {model: (part(f"asks/{model}"), own) for model, own in about["models"].items()}
-        vectors_ND = part("sentences")["vectors"].numpy()
+        models = {model: (under(tensors, f"asks/{model}"), own) for model, own in about["models"].items()}
+        vectors_ND = tensors["sentences/vectors"].numpy()
         asks = AskModels(models, Vectors(tuple(about["sentences"]), vectors_ND, about["about"]))
-    return Tracked(facts["lineage"], backbone.undump(part("backbone"), facts["backbone"]), part("moments"), generator, asks)
+    sees = backbone.undump(under(tensors, "backbone"), facts["backbone"])
+    return Tracked(facts["lineage"], sees, under(tensors, "moments"), generator, asks)

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from metadiff.augment import augment
 from metadiff.backbone import Backbone, build_heads, to_unit
+from metadiff.checkpoint import under
 from metadiff.errors import CorruptArtifactError, NumericError
 from metadiff.numeric import refuse_non_finite
 from metadiff.rng import torch_stream
@@ -117,8 +118,7 @@ class Pretraining:
                 if f"momentum/{name}" in tensors:
                     momentum = torch.empty_like(parameter).copy_(tensors[f"momentum/{name}"])
                     self.optimizer.state[parameter] = {"momentum_buffer": momentum}
-        best = {name.removeprefix("best/"): value for name, value in tensors.items() if name.startswith("best/")}
-        self.best = {name: value.to(self.device, copy=True) for name, value in best.items()}
+        self.best = {name: value.to(self.device, copy=True) for name, value in under(tensors, "best").items()}
         self.epoch, self.history = facts["epoch"], list(facts["history"])
         self.best_epoch, self.best_score = facts.get("best_epoch", 0), facts.get("best_score", -math.inf)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metadiff.baselines.gaussian import Posterior
 from metadiff.baselines.start import Start, build_start
+from metadiff.checkpoint import under
 from metadiff.consistency import Watch
 from metadiff.denoiser import Condition
 from metadiff.diffusion import Noise
@@ -73,13 +74,10 @@ def undump_weights(
     tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, kind: Kind = "average", device: str = "cpu"
 ) -> WeightGenerator:
     """The generator with one kind of its weights; refuses those of another network."""
-
-    def group(name: str) -> dict[str, Tensor]:
-        return {key.removeprefix(f"{name}/"): value.to(device) for key, value in tensors.items() if key.startswith(f"{name}/")}
-
-    scale = WeightScale(**group("scale"))
+    scale = WeightScale(**under(tensors, "scale", device=device))
     method = build_start(facts, device=device) if facts["model"] == "reptile" else build_weights(facts, scale, device=device)
     method.net.load_state_dict(
         trained_weights(tensors, method.net, kind, f"{facts['model']} of {facts['learner']['kind']} learners")
     )
-    return WeightGenerator(method, Inputs(**group("inputs")), scale, facts["start_std"], posterior_in(tensors, device))
+    inputs = Inputs(**under(tensors, "inputs", device=device))
+    return WeightGenerator(method, inputs, scale, facts["start_std"], posterior_in(tensors, device))
