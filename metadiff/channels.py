@@ -73,7 +73,8 @@ class ChannelDenoiser(nn.Module):
     deviation_P: Tensor
     base_P: Tensor
 
-    def __init__(self, learner: Network, *, hidden: int, layers: int) -> None:
+    def __init__(self, learner: Network, *, hidden: int, layers: int, turned: bool = False) -> None:
+        """``turned``: slopes are, by `Turn`, for networks about a base, which gives each channel a place of its own."""
         super().__init__()
         self.learner = learner
         kernels = [*(layer.kernel**2 for layer in learner.layers), learner.layers[-1].places ** 2]
@@ -88,6 +89,9 @@ class ChannelDenoiser(nn.Module):
         self.shares = nn.ModuleList(nn.Linear(2 * hidden, 4) for _ in kernels)
         self.to_wires = nn.ModuleList(nn.Linear(hidden, size) for size in kernels)
         self.to_channels = nn.ModuleList(nn.Linear(hidden, 1) for _ in kernels)
+        origins = [learner.colours, *len(learner.layers) * [learner.channels]]
+        sizes = [origin * size for origin, size in zip(origins, kernels, strict=True)]
+        self.turns = nn.ModuleList(Turn(size) for size in sizes) if turned else None
 
     def weigh(self, deviation_P: Tensor, base_P: Tensor) -> None:
         """What a unit of each weight is, for a network at work has weights as they are; and the base that all are near to, if not
@@ -124,6 +128,8 @@ class ChannelDenoiser(nn.Module):
         known_BF = self.time(torch.cat([time_features(t_B), numbers_BK], dim=1))
         base_BP = self.base_P.expand_as(theta_BP)
         there, bases, slopes = (wires_of(self.learner, part) for part in (theta_BP - base_BP, base_BP, told.slope_BP))
+        if self.turns is not None:
+            slopes = [turn(slope) for turn, slope in zip(self.turns, slopes, strict=True)]
         layers = [*zip(there, bases, slopes, strict=True)]
         seen = [[part.kernel_BOCJ for part in layer] for layer in layers]
         seen[-1] += [told.last_BWCJ, told.apart_BWCJ]
@@ -149,6 +155,19 @@ class ChannelDenoiser(nn.Module):
         said_BOCJ, said_BO = self.to_wires[number](wire_BOCF), self.to_channels[number](channel_BOF)[..., 0]
         kept_BOCJ = keep_BO[..., None, None] * x.kernel_BOCJ + step_BO[..., None, None] * slope.kernel_BOCJ
         return Wires(kept_BOCJ + said_BOCJ, keep_bias_BO * x.bias_BO + step_bias_BO * slope.bias_BO + said_BO)
+
+
+class Turn(nn.Module):
+    """A linear map of slopes by what their kernels see, which a layer learns for all tasks: along what of it steps should go, for
+    a few images do not tell (Meta-Curvature, Park and Oliva 2019). It is given as a difference to slopes as they are."""
+
+    def __init__(self, seen: int) -> None:
+        super().__init__()
+        self.leave = nn.Linear(seen, seen, bias=False)
+
+    def forward(self, slope: Wires) -> Wires:
+        kernel_BOS = slope.kernel_BOCJ.flatten(2)
+        return Wires((kernel_BOS + self.leave(kernel_BOS)).view_as(slope.kernel_BOCJ), slope.bias_BO)
 
 
 class Meeting(nn.Module):

@@ -103,6 +103,8 @@ def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | 
         )
     if mcdi.based and "reptile" not in mcdi.models:
         yield "mcdi.models", f"{mcdi.based[0]} goes out from what reptile has learnt; add reptile"
+    if mcdi.turned and mcdi.base == "none":
+        yield "mcdi.turned", "needs mcdi.base reptile: without a base any order of a network's channels is as good"
     if not collect:
         return
     if collect.tasks_of == "sentences":  # then the rest would say what no value of it can mend
@@ -116,6 +118,8 @@ def _weight_conflicts(mcdi: McDi, collect: Collect | None, evaluate: Evaluate | 
             )
     elif collect.dim == 0:
         yield "collect.dim", "must be at least 1 for mcdi.models: its denoiser is for whitened inputs, got 0"
+    if mcdi.turned and collect.learner != "conv":
+        yield "mcdi.turned", f"must be false for collect.learner {collect.learner}: heads have no channels"
     if (collect.keep - 1) % mcdi.segments:
         yield "collect.keep", f"must be 1 more than a multiple of mcdi.segments {mcdi.segments}, got {collect.keep}"
     if mcdi.based and collect.sees != "support":

@@ -123,10 +123,10 @@ def initialise(net: nn.Module, *, seed: int) -> None:
         if isinstance(layer, nn.Linear):
             bound = layer.in_features**-0.5
             for parameter in layer.parameters():
-                nn.init.uniform_(parameter, -bound, bound, generator=torch_stream(seed, "init", name, parameter.ndim))
-            if name.endswith(BLANK):
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                if name.endswith(BLANK):
+                    nn.init.zeros_(parameter)
+                else:
+                    nn.init.uniform_(parameter, -bound, bound, generator=torch_stream(seed, "init", name, parameter.ndim))
 
 
 def time_features(t_B: Tensor) -> Tensor:

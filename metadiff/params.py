@@ -183,6 +183,7 @@ class Metatrain(Section):
 class McDi(Section):
     models: Annotated[tuple[WeightModel, ...], Field(min_length=0, max_length=6), AfterValidator(_distinct)]
     base: Literal["none", "reptile"]
+    turned: bool
     segments: Annotated[int, Field(ge=1, le=1000)]
     window: Literal["overlap", "disjoint"]
     schedule: Literal["gentle", "cosine", "linear"]

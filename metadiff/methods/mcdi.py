@@ -137,7 +137,8 @@ class WeightRegression(McDi):
 
 def weight_facts(section: Section, model: str, *, learner: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """All that `build_weights` needs; a checkpoint carries it."""
-    chosen = section.model_dump(include={"hidden", "layers", "segments", "window", "schedule", "times", "sampler", "weighted"})
+    names = {"hidden", "layers", "turned", "segments", "window", "schedule", "times", "sampler", "weighted"}
+    chosen = section.model_dump(include=names)
     return chosen | {"model": model, "learner": dict(learner), "seed": seed}
 
 
@@ -151,9 +152,10 @@ def build_weights(facts: Mapping[str, Any], scale: WeightScale, *, device: str =
     """A method with the weights that its seed gives, from facts that JSON can hold."""
     learner, model, steps = build_learner(facts["learner"]), facts["model"], chain_of(facts)
     sizes = {"hidden": facts["hidden"], "layers": facts["layers"]}
+    turned = facts.get("turned", False)  # of which those of an older time say nothing
     net: WeightDenoiser
     with torch.device("meta"):  # no memory and, above all, no draw from the global generator
-        net = ChannelDenoiser(learner, **sizes) if isinstance(learner, Network) else UnitDenoiser(learner, **sizes)
+        net = ChannelDenoiser(learner, turned=turned, **sizes) if isinstance(learner, Network) else UnitDenoiser(learner, **sizes)
     net = net.to_empty(device="cpu")
     initialise(net, seed=facts["seed"])
     if isinstance(net, ChannelDenoiser):

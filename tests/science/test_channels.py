@@ -1,5 +1,6 @@
 """The denoiser of whole networks keeps their symmetries, is told of a task by true slopes, and treats each task by itself."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -29,9 +30,9 @@ def deviation(learner: Network) -> Tensor:
     return 0.2 + 0.1 * drawn(learner.size, seed=2).abs()
 
 
-def net_of(learner: Network) -> ChannelDenoiser:
-    """With weights in what wires say too, which begin as none."""
-    net = ChannelDenoiser(learner, hidden=8, layers=2).double()
+def net_of(learner: Network, *, turned: bool = False) -> ChannelDenoiser:
+    """With weights in what wires say and in turns too, which begin as none."""
+    net = ChannelDenoiser(learner, hidden=8, layers=2, turned=turned).double()
     initialise(net, seed=0)
     net.weigh(deviation(learner)[:1].expand(learner.size), torch.full((learner.size,), 0.3))  # the same for all channels
     with torch.no_grad():
@@ -42,9 +43,9 @@ def net_of(learner: Network) -> ChannelDenoiser:
 
 
 @torch.no_grad()
-def answer(learner: Network, theta_BP: Tensor, support_BWSE: Tensor, t: float = 0.3) -> Tensor:
+def answer(learner: Network, theta_BP: Tensor, support_BWSE: Tensor, *, net: ChannelDenoiser | None = None) -> Tensor:
     condition = Condition(torch.zeros(len(theta_BP), WAY, 1), torch.full((1,), float(SHOT)), support_BWSE)
-    found: Tensor = net_of(learner)(theta_BP, torch.full((1,), t, dtype=torch.float64), condition)
+    found: Tensor = (net or net_of(learner))(theta_BP, torch.full((1,), 0.3, dtype=torch.float64), condition)
     return found
 
 
@@ -79,13 +80,32 @@ def test_the_order_of_channels_means_nothing(side: int, colours: int) -> None:
     )
 
 
-def test_classes_in_another_order_give_the_network_in_that_order() -> None:
+@pytest.mark.parametrize("turned", [False, True])
+def test_classes_in_another_order_give_the_network_in_that_order(turned: bool) -> None:
     learner, order, same = network(), torch.tensor([2, 0, 1]), torch.arange(CHANNELS)
-    theta_BP, support = drawn(2, learner.size), supports(learner, 2)
+    theta_BP, support, net = drawn(2, learner.size), supports(learner, 2), net_of(learner, turned=turned)
     orders = (same, same, same, same, order)
-    mixed = answer(learner, reordered(learner, theta_BP, *orders), support[:, order])
-    torch.testing.assert_close(mixed, reordered(learner, answer(learner, theta_BP, support), *orders))
-    assert not torch.allclose(answer(learner, theta_BP, support[:, order]), answer(learner, theta_BP, support))
+    mixed = answer(learner, reordered(learner, theta_BP, *orders), support[:, order], net=net)
+    plain = answer(learner, theta_BP, support, net=net)
+    torch.testing.assert_close(mixed, reordered(learner, plain, *orders))
+    assert not torch.allclose(answer(learner, theta_BP, support[:, order], net=net), plain)
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_slopes_are_turned_by_what_a_kernel_sees(colours: int) -> None:
+    """By a matrix over all that the kernel of a channel sees, the same for all channels; of a fresh network by none."""
+    learner = network(60, colours)
+    slopes, turns = wires_of(learner, drawn(2, learner.size)), net_of(learner, turned=True).turns or ()
+    for slope, turn in zip(slopes, turns, strict=True):
+        found, (size, ends, origins, numbers) = turn(slope), slope.kernel_BOCJ.shape
+        map_ST = np.eye(origins * numbers) + turn.leave.weight.detach().numpy()
+        want = np.einsum("ts,bos->bot", map_ST, slope.kernel_BOCJ.numpy().reshape(size, ends, -1))
+        np.testing.assert_allclose(found.kernel_BOCJ.detach().numpy(), want.reshape(slope.kernel_BOCJ.shape))
+        assert found.bias_BO is slope.bias_BO
+    fresh = ChannelDenoiser(learner, hidden=8, layers=2, turned=True).double()
+    initialise(fresh, seed=0)
+    for slope, turn in zip(slopes, fresh.turns or (), strict=True):
+        assert torch.equal(turn(slope).kernel_BOCJ, slope.kernel_BOCJ)
 
 
 def test_a_network_in_a_batch_gets_what_it_gets_alone() -> None:
@@ -116,8 +136,9 @@ def test_a_network_without_any_slope_has_an_answer() -> None:
     assert answer(learner, torch.zeros(1, learner.size, dtype=torch.float64), supports(learner, 1)).isfinite().all()
 
 
-def test_gradients_reach_every_weight() -> None:
-    learner, net = network(), net_of(network())
+@pytest.mark.parametrize("turned", [False, True])
+def test_gradients_reach_every_weight(turned: bool) -> None:
+    learner, net = network(), net_of(network(), turned=turned)
     condition = Condition(torch.zeros(2, WAY, 1), torch.full((1,), float(SHOT)), supports(learner, 2))
     net(drawn(2, learner.size), torch.tensor([0.5], dtype=torch.float64), condition).square().sum().backward()
     assert [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []

@@ -451,6 +451,14 @@ WRONG_TEXTS = {
         set_value("mcdi.base", "reptile", set_value("mcdi.models", "[local]", set_value("collect.sees", "support", PATHS))),
         [at("mcdi.models", "mcdi.models: local goes out from what reptile has learnt; add reptile")],
     ),
+    "turned slopes about no base": (
+        set_value("mcdi.turned", "true", NETWORKS),
+        [at("mcdi.turned", "mcdi.turned: needs mcdi.base reptile: without a base any order of a network's channels is as good")],
+    ),
+    "turned slopes of heads": (
+        set_value("mcdi.turned", "true", set_value("mcdi.base", "reptile", set_value("collect.learner", "mlp", NETWORKS))),
+        [at("mcdi.turned", "mcdi.turned: must be false for collect.learner mlp: heads have no channels")],
+    ),
     "a difference on images that tasks share": (
         set_value("mcdi.models", "[ocd, reptile]", PATHS),
         [at("mcdi.models", "mcdi.models: ocd needs collect.sees support, got classes")],
