@@ -1,10 +1,10 @@
 """A denoiser of whole networks of convolutions that has their symmetries built in.
 
 A network is taken for a graph: a node a channel, the classes at its end, and a wire for each kernel from channel to channel. The
-order of channels means nothing and that of classes is that of the support, so each step is the same for all wires of a layer, and
-wires hear of each other through the channels they meet in (Lim et al. 2024, Kofinas et al. 2024). Of its task the denoiser knows
-what the noisy network itself makes of the support: the loss and its slope by each weight, and how the last channels answer to
-each class. So it is told by images, not by frozen features.
+order of classes is that of the support; that of channels means nothing, but where `Turn` knows them by their places in a base. So
+each step is the same for all wires of a layer, and wires hear of each other through the channels they meet in (Lim et al. 2024,
+Kofinas et al. 2024). Of its task the denoiser knows what the noisy network itself makes of the support: the loss and its slope by
+each weight, and how the last channels answer to each class. So it is told by images, not by frozen features.
 Shapes: B tasks, W classes, S shots, P weights, K parts of the layout, N images, F width, Q numbers that are left of an image; of
 a layer O channels that it leads to, C that it comes from, J numbers of a kernel.
 """
@@ -128,8 +128,7 @@ class ChannelDenoiser(nn.Module):
         known_BF = self.time(torch.cat([time_features(t_B), numbers_BK], dim=1))
         base_BP = self.base_P.expand_as(theta_BP)
         there, bases, slopes = (wires_of(self.learner, part) for part in (theta_BP - base_BP, base_BP, told.slope_BP))
-        if self.turns is not None:
-            slopes = [turn(slope) for turn, slope in zip(self.turns, slopes, strict=True)]
+        slopes = self._turned(slopes)
         layers = [*zip(there, bases, slopes, strict=True)]
         seen = [[part.kernel_BOCJ for part in layer] for layer in layers]
         seen[-1] += [told.last_BWCJ, told.apart_BWCJ]
@@ -146,6 +145,17 @@ class ChannelDenoiser(nn.Module):
             channels = [channel if to is None else channel + to for channel, to in zip(heard, said, strict=True)]
         parts = zip(there, slopes, wires, channels, strict=True)
         return base_BP + network_of([self._layer(number, *part, known_BF) for number, part in enumerate(parts)])
+
+    def turned(self, slope_BP: Tensor) -> Tensor:
+        """Slopes along what `Turn` has learnt, each part of the length that it had."""
+        turned_BP = network_of(self._turned(wires_of(self.learner, slope_BP)))
+        found = zip(*(tensors_of(slopes, self.learner.layout()) for slopes in (slope_BP, turned_BP)), strict=True)
+        return torch.cat([(turned * _length(part) / _length(turned)).flatten(1) for part, turned in found], dim=1)
+
+    def _turned(self, slopes: list[Wires]) -> list[Wires]:
+        if self.turns is None:
+            return slopes
+        return [turn(slope) for turn, slope in zip(self.turns, slopes, strict=True)]
 
     def _layer(self, number: int, x: Wires, slope: Wires, wire_BOCF: Tensor, channel_BOF: Tensor, known_BF: Tensor) -> Wires:
         """A share of what is there, a step down the slope, and what the wires say."""
@@ -195,6 +205,12 @@ class Meeting(nn.Module):
         found = silu(mixed * (1 + gain) + shift)
         to_origin = None if self.to_origin is None else self.to_origin(found.mean(1))
         return wire_BOCF + self.leave(found), to_origin, self.to_end(found.mean(2))
+
+
+def _length(part_BX: Tensor) -> Tensor:
+    """Of each network's part, to be divided by."""
+    over = tuple(range(1, part_BX.dim()))
+    return part_BX.square().sum(over, keepdim=True).sqrt().clamp_min(LEAST)
 
 
 def _levelled(x: Tensor) -> Tensor:

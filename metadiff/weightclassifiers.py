@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from metadiff.baselines.finetune import Course, finetune
+from metadiff.baselines.finetune import Course, Turn, finetune
 from metadiff.baselines.nearest import NEIGHBOURS, NOISE, TrainingTasks, average_weights, nearest_weights, noisy_weights
 from metadiff.candidates import Candidate, OfWeights
 from metadiff.diffusion import gaussian_noise
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from metadiff.params import Evaluate
 
 WITHOUT_NOISE = ("weights-regression", "reptile")
-FINETUNED = ("finetune-reptile", "finetune-random")  # the latter also as the mean of several starts
+TURNED, TURNED_BY = "finetune-turned", "local"  # fine-tuned along the map that this generator has learnt
+FINETUNED = ("finetune-reptile", TURNED, "finetune-random")  # the last also as the mean of several starts
 LOOKED_UP = ("nearest-weights", "nearest-weights-mean", "average-weights", "noisy-weights")
 WeightGenerators = Mapping[str, WeightGenerator]  # by model
 
@@ -55,6 +56,8 @@ def weight_classifiers(
         if model not in WITHOUT_NOISE and section.draws > 1:
             several = drawn_weights(generator, section, draws=section.draws)
             yield f"{model}-mean", {"": OfWeights(several, generator.logits)}
+    if (turning := weights.get(TURNED_BY)) and turning.turn_slope and section.finetune_sgd_lrs:
+        yield TURNED, finetuned(turning, section, base_of(turning), steps=section.finetune_steps, turn=turning.turn_slope)
     for generator in [*weights.values()][:1]:  # all have the same base learner
         for name, draws in {"finetune-random": 1, "finetune-random-mean": section.draws}.items():
             if draws > 1 or name == "finetune-random":
@@ -73,6 +76,11 @@ def drawn_weights(generator: WeightGenerator, section: Evaluate, *, draws: int =
         return generator.draws(support_EWS, noises)
 
     return weights
+
+
+def base_of(generator: WeightGenerator) -> WeightsOf:
+    """What it generates a difference to, for every task."""
+    return lambda support_EWS, _batch: generator.scale.shift_P.expand(1, len(support_EWS), -1)
 
 
 def looked_up(tasks: TrainingTasks, section: Evaluate) -> dict[str, dict[str, WeightsOf]]:
@@ -97,17 +105,22 @@ def random_starts(generator: WeightGenerator, section: Evaluate, *, draws: int =
 
 
 def finetuned(
-    generator: WeightGenerator, section: Evaluate, starts_of: WeightsOf, *, steps: tuple[int, ...]
+    generator: WeightGenerator,
+    section: Evaluate,
+    starts_of: WeightsOf,
+    *,
+    steps: tuple[int, ...],
+    turn: Turn | None = None,
 ) -> dict[str, Candidate]:
-    """From each draw of starts, in every way that validation may prefer."""
+    """From each draw of starts, in every way that validation may prefer; a map of slopes is learnt for plain SGD alone."""
 
     def weights_of(course: Course) -> WeightsOf:
         def weights(support_EWS: Pictures, batch: int) -> Tensor:
-            tune = partial(finetune, generator.learner, generator.inputs, support_EWS, course=course)
+            tune = partial(finetune, generator.learner, generator.inputs, support_EWS, course=course, turn=turn)
             return torch.stack([tune(start_EP) for start_EP in starts_of(support_EWS, batch)])
 
         return weights
 
-    courses = [Course(lr, count) for lr, count in product(section.finetune_lrs, steps)]
+    courses = [] if turn else [Course(lr, count) for lr, count in product(section.finetune_lrs, steps)]
     courses += [Course(lr, count, "sgd") for lr, count in product(section.finetune_sgd_lrs, steps)]
     return {str(course): OfWeights(weights_of(course), generator.logits) for course in courses}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metadiff.baselines.gaussian import Posterior
 from metadiff.baselines.start import Start, build_start
+from metadiff.channels import ChannelDenoiser
 from metadiff.checkpoint import under
 from metadiff.consistency import Watch
 from metadiff.denoiser import Condition
@@ -37,6 +38,12 @@ class WeightGenerator:
     @property
     def learner(self) -> BaseLearner:
         return self.method.learner
+
+    @property
+    def turn_slope(self) -> Callable[[Tensor], Tensor] | None:
+        """The map of slopes (E, P) that it has learnt, if it is of those that learn one."""
+        net = self.method.net
+        return net.turned if isinstance(net, ChannelDenoiser) and net.turns is not None else None
 
     def weights(self, support_EWS: Pictures, noise: Noise, *, watch: Watch | None = None) -> Tensor:
         """(E, P) for tasks with these supports; ``watch`` sees the states of a chain, standardised."""

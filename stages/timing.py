@@ -9,7 +9,7 @@ from pathlib import Path
 
 from metadiff.params import load
 
-TIMED, WARMED = 500, 20  # one-shot tasks, and of them those to warm up with
+TIMED, WARMED = 250, 20  # one-shot tasks, as many as are made at a time, and of them those to warm up with
 
 
 def adaptation_seconds(cell: Path) -> dict[str, float]:

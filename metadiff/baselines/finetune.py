@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from metadiff.learner import BaseLearner
 from metadiff.objectives import Objective, OnSupport
 from metadiff.pictures import Pictures
 from metadiff.trajectory import Rule, follow
+
+Turn = Callable[[Tensor], Tensor]  # of slopes (E, P)
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,29 @@ def adapted(objective: Objective, start_EP: Tensor, course: Course) -> Tensor:
     return follow(objective, start_EP, rule=rule, kept=(course.steps,))[0][:, 0]
 
 
-def finetune(learner: BaseLearner, inputs: Inputs, support_EWS: Pictures, start_EP: Tensor, course: Course) -> Tensor:
+@dataclass(frozen=True)
+class Turned:
+    """An objective whose slopes go through a map."""
+
+    whole: Objective
+    turn: Turn
+
+    def at(self, step: int) -> Turned:
+        return Turned(self.whole.at(step), self.turn)
+
+    def gradient(self, theta_TP: Tensor) -> Tensor:
+        return self.turn(self.whole.gradient(theta_TP))
+
+    def measure(self, theta_TP: Tensor) -> tuple[Tensor, Tensor]:
+        return self.whole.measure(theta_TP)
+
+
+def finetune(
+    learner: BaseLearner, inputs: Inputs, support_EWS: Pictures, start_EP: Tensor, course: Course, turn: Turn | None = None
+) -> Tensor:
     """On the whole support of each task at every step; NumericError where it diverges."""
-    theta_EP = adapted(OnSupport(learner, inputs.seen(support_EWS)), start_EP, course)
+    support: Objective = OnSupport(learner, inputs.seen(support_EWS))
+    theta_EP = adapted(Turned(support, turn) if turn else support, start_EP, course)
     if not bool(theta_EP.isfinite().all()):
         rates = "evaluate.finetune_lrs" if course.optimizer == "adam" else "evaluate.finetune_sgd_lrs"
         raise NumericError(f"fine-tuning by {course}: weights are not finite; lower {rates}")

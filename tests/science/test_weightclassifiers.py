@@ -59,6 +59,7 @@ class Known:
     learner: Learner = LINEAR
     inputs: Inputs = field(default_factory=Inputs)
     start_std: float = 0.5
+    turn_slope: None = None
 
     def weights(self, support_EWS: Pictures, noise: Noise) -> Tensor:
         rows_EWD = support_EWS.features.mean(2).roll(-self.turn, 1)
