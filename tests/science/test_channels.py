@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from metadiff.channels import NETWORKS, ChannelDenoiser, answers
 from metadiff.denoiser import Condition, initialise
+from metadiff.layout import tensors_of
 from metadiff.network import Network, Wires, network_of, wires_of
 
 WAY, SHOT, CHANNELS = 3, 2, 4
@@ -106,6 +107,22 @@ def test_slopes_are_turned_by_what_a_kernel_sees(colours: int) -> None:
     initialise(fresh, seed=0)
     for slope, turn in zip(slopes, fresh.turns or (), strict=True):
         assert torch.equal(turn(slope).kernel_BOCJ, slope.kernel_BOCJ)
+
+
+def test_a_turned_slope_is_as_long_in_each_part_as_it_was() -> None:
+    """And has the direction that the map gives; without a map it is what it was."""
+    learner = network()
+    slope_BP, net = drawn(2, learner.size), net_of(learner, turned=True)
+    found, mapped = net.turned(slope_BP).detach(), []
+    for wires, turn in zip(wires_of(learner, slope_BP), net.turns or (), strict=True):
+        mapped.append(turn(wires))
+    parts = (tensors_of(slopes, learner.layout()) for slopes in (found, network_of(mapped).detach(), slope_BP))
+    for got, want, before in zip(*parts, strict=True):
+        for one, along, plain in zip(*(part.flatten(1).numpy() for part in (got, want, before)), strict=True):
+            np.testing.assert_allclose(np.linalg.norm(one), np.linalg.norm(plain))
+            np.testing.assert_allclose(one / np.linalg.norm(one), along / np.linalg.norm(along), atol=1e-12)
+    assert (found - slope_BP).abs().max() > 0.1
+    torch.testing.assert_close(net_of(learner).turned(slope_BP), slope_BP)
 
 
 def test_a_network_in_a_batch_gets_what_it_gets_alone() -> None:

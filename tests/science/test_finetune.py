@@ -1,5 +1,7 @@
 """Fine-tuning: what a person would write for one task, with torch's own optimiser and autograd."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -8,6 +10,7 @@ from metadiff.baselines.finetune import Course, finetune
 from metadiff.errors import NumericError
 from metadiff.inputs import Inputs
 from metadiff.learner import BaseLearner, Learner, Perceptron
+from metadiff.objectives import OnSupport
 from metadiff.pictures import Pictures
 
 LEARNERS = [Learner("linear", way=3, dim=4, scale=1.0), Perceptron("mlp", way=3, dim=4, hidden=5)]
@@ -37,6 +40,16 @@ def test_each_task_is_fine_tuned_on_its_own_support(learner: BaseLearner, optimi
             stepped.step()
         torch.testing.assert_close(found[task], theta[0].detach())
     assert torch.equal(start, noise(6, learner.size, seed=4))
+
+
+def test_slopes_may_go_through_a_map() -> None:
+    """Half as long slopes are a rate half as high; ones turned back take the loss up."""
+    start, support = noise(6, LEARNERS[0].size, seed=4), Pictures(SUPPORT)
+    tune = partial(finetune, LEARNERS[0], INPUTS, support, start)
+    torch.testing.assert_close(tune(Course(0.2, 7, "sgd"), lambda slope: slope / 2), tune(Course(0.1, 7, "sgd")))
+    seen = OnSupport(LEARNERS[0], INPUTS.seen(support))
+    before, after = (seen.measure(theta)[0] for theta in (start, tune(Course(0.1, 7, "sgd"), torch.neg)))
+    assert (after > before).all()
 
 
 @pytest.mark.parametrize(

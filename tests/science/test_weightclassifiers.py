@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metadiff.baselines.finetune import Course, finetune
 from metadiff.baselines.nearest import PathEnds, TrainingTasks
@@ -32,10 +32,12 @@ from metadiff.inputs import Inputs
 from metadiff.judging import choose, judge, verdict
 from metadiff.learner import Learner, Perceptron
 from metadiff.methods.mcdi import WEIGHT_MODELS, build_weights
+from metadiff.network import Network
+from metadiff.objectives import OnSupport
 from metadiff.paths import WeightScale
 from metadiff.pictures import Pictures
 from metadiff.rng import torch_stream
-from metadiff.weightclassifiers import of_weights, random_starts
+from metadiff.weightclassifiers import of_weights, random_starts, weight_classifiers
 from metadiff.weightgenerator import WeightGenerator, dump_weights
 from tests.science.test_evaluation import DATA
 from tests.science.test_mcdi import FACTS as NETWORK
@@ -217,6 +219,36 @@ def test_it_is_fine_tuned_from_the_start_of_reptile(name: str, steps: int) -> No
     start = torch.linspace(-1, 1, LINEAR.size).expand(len(DRAWN.support_EWS), -1)
     expected = finetune(LINEAR, Inputs(), POINTS[DRAWN.support_EWS], start, Course(lr=0.3, steps=steps))
     torch.testing.assert_close(found, expected[None])
+
+
+def networks(*, turned: bool) -> WeightGenerator:
+    """Of differences to a base that is 0.1 everywhere, with a map that leaves no slope as it is."""
+    learner = Network("conv", WAY, 28, 1, 2)
+    scale = WeightScale(torch.full((learner.size,), 0.1), torch.ones(learner.size))
+    facts = NETWORK | {"model": "local", "learner": asdict(learner), "turned": turned}
+    pixels = Inputs(mean_Q=torch.zeros(28 * 28), deviation_Q=torch.ones(28 * 28))
+    made = WeightGenerator(build_weights(facts, scale), pixels, scale, 0.5)
+    for name, parameter in made.method.net.named_parameters():
+        if name.startswith("turns"):
+            nn.init.normal_(parameter, generator=torch_stream(0, "map"))
+    return made
+
+
+def test_it_is_fine_tuned_along_the_map_that_local_has_learnt() -> None:
+    generator, sgd = networks(turned=True), {"finetune_sgd_lrs": (0.5,), "finetune_steps": (2,), "draws": 1}
+    found = dict(weight_classifiers(SimpleNamespace(**SECTION | sgd), {"local": generator}))
+    assert [*found] == ["local", "finetune-turned", "finetune-random"]
+    assert [*found["finetune-turned"]] == ["sgd, lr 0.5, 2 steps"]  # the map is of no use to Adam
+    drawn, shown = draw_episodes(DATA, "test", way=WAY, shot=2, query=4, episodes=3, seed=0), torch.from_numpy(DATA.label).long()
+    pictures = Pictures(POINTS.features, torch.randn(CLASSES, 28 * 28, generator=torch_stream(0, "images"))[shown])
+    theta = found["finetune-turned"]["sgd, lr 0.5, 2 steps"].adapt(pictures, drawn)[0]
+    support = pictures[torch.from_numpy(drawn.support_EWS).long()]
+    seen, want = OnSupport(generator.learner, generator.inputs.seen(support)), generator.scale.shift_P.expand(3, -1)
+    for _ in range(2):
+        want = want - 0.5 * generator.method.net.turned(seen.gradient(want)).detach()
+    torch.testing.assert_close(theta, want)
+    assert "finetune-turned" not in dict(weight_classifiers(SimpleNamespace(**SECTION | sgd), {"local": networks(turned=False)}))
+    assert of_weights("finetune-turned")
 
 
 def test_random_starts_are_the_tasks_own_and_the_same_in_every_run() -> None:

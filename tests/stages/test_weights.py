@@ -176,7 +176,12 @@ def test_all_weights_may_be_generated_as_a_difference_to_what_reptile_has_learnt
     """By paths that begin there, of which an end is made of the learnt start and what is generated."""
     set_params(
         collect={"learner": learner, "channels": 6, "lr": 0.02},
-        mcdi={"models": ["local", "vanilla", "ocd", "weights-regression", "reptile"], "base": "reptile", **start},
+        mcdi={
+            "models": ["local", "vanilla", "ocd", "weights-regression", "reptile"],
+            "base": "reptile",
+            "turned": learner == "conv",
+        }
+        | start,
         evaluate={"draws": 1, "draw_curve": [], "finetune_sgd_lrs": [0.1]},
     )
     assert [_guarded(stage.STAGE) for stage in (collect, metatrain, evaluate)] == [Exit.OK] * 3
@@ -186,6 +191,7 @@ def test_all_weights_may_be_generated_as_a_difference_to_what_reptile_has_learnt
     assert all(torch.equal(made["ocd"][name], value) for name, value in made["vanilla"].items())
     episodes = pd.read_csv(checkout / "data/results/episodes.csv").set_index("classifier")
     assert (episodes.loc["ocd"].correct.to_numpy() == episodes.loc["vanilla"].correct.to_numpy()).all()
+    assert ("finetune-turned" in episodes.index) == (learner == "conv")
 
 
 def test_a_tour_cannot_have_more_images_at_a_step_than_a_class_has(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
