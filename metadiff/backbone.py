@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metadiff.errors import CorruptArtifactError
+from metadiff.resnet101 import SIZE, ResNet101
 from metadiff.rng import torch_stream
 
-NAMES = ("conv4", "resnet12")
+NAMES = ("conv4", "resnet12", "resnet101")
 SMALLEST = 16  # four poolings halve the side
 SLOPE = 0.1  # LeakyReLU of ResNet-12
 GREY_LEVEL = 1 / 255
@@ -88,8 +89,13 @@ class Backbone(nn.Module):
     def __init__(self, name: str, *, channels: int, image_size: int) -> None:
         super().__init__()
         self.name, self.channels, self.image_size = name, channels, image_size
-        self.encoder = Conv4(channels) if name == "conv4" else ResNet12(channels)
-        self.feature_size = 64 * (image_size // 16) ** 2 if name == "conv4" else 512
+        self.encoder: nn.Module
+        if name == "conv4":
+            self.encoder, self.feature_size = Conv4(channels), 64 * (image_size // 16) ** 2
+        elif name == "resnet12":
+            self.encoder, self.feature_size = ResNet12(channels), 512
+        else:
+            self.encoder, self.feature_size = ResNet101(), SIZE
         self.register_buffer("mean_C", torch.zeros(channels))
         self.register_buffer("std_C", torch.ones(channels))
 

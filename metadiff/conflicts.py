@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from metadiff.params import Collect, Evaluate, HyperLDM, McDi, Metatrain, Prepare, Pretrain
 
 SHORTEST_LINEAR = 21  # fewer times than this would need a beta above 1
-SMALLEST_IMAGE = {"conv4": 16, "resnet12": 16}  # each halves the side four times
+SMALLEST_IMAGE = 16  # backbones halve the side four times
 BUILTIN = {"kanji-radicals": ".json", "kanji-components": ".json", "described-shapes": ".safetensors"}  # what a path ends in
 SHAPES_OF_A_KIND = 48  # images in the smallest split
 
@@ -28,11 +28,20 @@ def conflicts(
     """What is right by itself and wrong together, as (first key, text); a section that is None is not looked at."""
     if prepare:
         yield from _source_conflicts(prepare)
-    if prepare and pretrain and prepare.image_size < SMALLEST_IMAGE[pretrain.backbone]:
-        smallest = SMALLEST_IMAGE[pretrain.backbone]
+    if prepare and pretrain and prepare.image_size < SMALLEST_IMAGE:
         yield (
             "prepare.image_size",
-            f"must be at least {smallest} for pretrain.backbone {pretrain.backbone}, got {prepare.image_size}",
+            f"must be at least {SMALLEST_IMAGE} for pretrain.backbone {pretrain.backbone}, got {prepare.image_size}",
+        )
+    if pretrain and pretrain.backbone == "resnet101" and pretrain.weights == "none":
+        yield (
+            "pretrain.weights",
+            "must be a safetensors file for pretrain.backbone resnet101, which is not trained here, got none",
+        )
+    if pretrain and pretrain.backbone != "resnet101" and pretrain.weights != "none":
+        yield (
+            "pretrain.weights",
+            f"must be none for pretrain.backbone {pretrain.backbone}, which is trained, got {pretrain.weights}",
         )
     if collect:
         yield from _collect_conflicts(collect)

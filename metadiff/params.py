@@ -105,7 +105,8 @@ class Prepare(Section):
 
 
 class Pretrain(Section):
-    backbone: Literal["conv4", "resnet12"]
+    backbone: Literal["conv4", "resnet12", "resnet101"]
+    weights: Annotated[str, Field(min_length=1, max_length=4096)]
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch: Annotated[int, Field(ge=2, le=65_536)]  # batch norm needs two
     lr: Annotated[float, Field(gt=0, le=10)]

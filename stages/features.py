@@ -17,14 +17,14 @@ from metadiff.training import EXTRACT_BATCH, extract
 from stages.executors import Job, computed_units
 from stages.runner import Run
 
-BLOCK = 8 * EXTRACT_BATCH  # images: whole batches, so that how they are cut changes no bit
 FILE = "features.npy"
 
 
-def features(run: Run[Any], images: Path, backbone: Path, *, count: int) -> NDArray[np.float32]:
-    """Of the first ``count`` images, in their order."""
-    starts = range(0, count, BLOCK)
-    blocks = {f"features-{number:05d}": range(start, min(start + BLOCK, count)) for number, start in enumerate(starts)}
+def features(run: Run[Any], images: Path, backbone: Path, *, count: int, batches: int = 8) -> NDArray[np.float32]:
+    """Of the first ``count`` images, in their order; a unit is of whole batches, so that how they are cut changes no bit."""
+    block = batches * EXTRACT_BATCH
+    starts = range(0, count, block)
+    blocks = {f"features-{number:05d}": range(start, min(start + block, count)) for number, start in enumerate(starts)}
 
     def job_of(name: str) -> Job[NDArray[np.float32]]:
         return partial(features_of, images, backbone, blocks[name], device=run.device)

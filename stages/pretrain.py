@@ -1,4 +1,4 @@
-"""images -> a backbone trained on the base classes, and one feature vector an image.
+"""images -> a backbone trained on the base classes, or one whose weights lie on the disk, and one feature vector an image.
 
 The unit of work is an epoch, then a number of images: a killed run goes on after the last that it finished, bit for bit. The
 backbone that is kept is that of the epoch with the best nearest-class-mean accuracy on fixed episodes of validation classes.
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from metadiff.artifact import write_json
+from metadiff.backbone import Backbone, channel_statistics, dump
 from metadiff.backbone import build as build_backbone
-from metadiff.backbone import channel_statistics, dump
 from metadiff.baselines.ncm import mean_rows
 from metadiff.checkpoint import load_checkpoint, save_checkpoint
 from metadiff.episodes import draw_episodes
 from metadiff.evaluation import accuracy
+from metadiff.resnet101 import ResNet101
 from metadiff.rows import Rows
 from metadiff.store import image_blocks, image_shape, read_rows, write_features
 from metadiff.training import Pretraining
@@ -37,6 +38,29 @@ BACKBONE = "backbone.safetensors"
 
 def build(run: Run[Pretrain]) -> None:
     data = read_rows(IMAGES)
+    large = run.params.weights != "none"
+    backbone, said = read(run) if large else train(run, data)
+    save_checkpoint(run.out / BACKBONE, *dump(backbone))
+    features_ND = features(run, IMAGES, run.out / BACKBONE, count=len(data.label), batches=1 if large else 8)
+    checks = features_contract(features_ND, rows=len(data.label))
+    write_features(run.out / "features.h5", features_ND, rows=data)
+    write_json(run.out / "checks.json", checks)
+    val = data.of("val")
+    score = validation_score(run.params, data.take(val))(torch.from_numpy(features_ND[val]))
+    run.say(f"{said}, {score:.1f} % on validation episodes")
+
+
+def read(run: Run[Pretrain]) -> tuple[Backbone, str]:
+    """With what is said of it."""
+    height, _, channels = image_shape(IMAGES)
+    backbone = build_backbone(run.params.backbone, channels=channels, image_size=height, seed=run.seed)
+    assert isinstance(backbone.encoder, ResNet101), "conflicts.py refuses weights for the others"
+    backbone.encoder.read(Path(run.params.weights))
+    return backbone, "ResNet-101 as trained on ImageNet, whose classes are not new to it"
+
+
+def train(run: Run[Pretrain], data: Rows) -> tuple[Backbone, str]:
+    """With what is said of it."""
     training = begin(run, data)
     resume(run, training)
     live = run.live(map(curves, training.history))
@@ -47,12 +71,7 @@ def build(run: Run[Pretrain]) -> None:
                 log_row(live, curves(training.run_epoch(advance)))
                 save_checkpoint(folder / "state.safetensors", *training.state())
             run.drop_unit(unit_name(training.epoch - 2))  # two are kept: one may turn out to be damaged
-    save_checkpoint(run.out / BACKBONE, *dump(training.best_backbone()))
-    features_ND = features(run, IMAGES, run.out / BACKBONE, count=len(data.label))
-    checks = features_contract(features_ND, rows=len(data.label))
-    write_features(run.out / "features.h5", features_ND, rows=data)
-    write_json(run.out / "checks.json", checks)
-    run.say(f"best of {run.params.epochs} epochs: {training.best_epoch}, {training.best_score:.1f} % on validation episodes")
+    return training.best_backbone(), f"best of {run.params.epochs} epochs: {training.best_epoch}"
 
 
 def begin(run: Run[Pretrain], data: Rows) -> Pretraining:

@@ -147,6 +147,8 @@ def compose(study: Path, dataset: str, cell: Path, seed: int = 0) -> None:
     if splits_by_seed(source[0]):
         params["prepare"]["split_seed"] = seed
     params["prepare"]["path"] = os.path.relpath(ROOT / varied_of(source[0])["paths"][source[1]], cell)
+    if params["pretrain"]["weights"] != "none":
+        params["pretrain"]["weights"] = os.path.relpath(ROOT / params["pretrain"]["weights"], cell)
     cell.mkdir(parents=True, exist_ok=True)
     yaml.dump(params, cell / "params.yaml")
     load(cell / "params.yaml")

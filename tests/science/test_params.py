@@ -451,6 +451,25 @@ WRONG_TEXTS = {
         set_value("mcdi.base", "reptile", set_value("mcdi.models", "[local]", set_value("collect.sees", "support", PATHS))),
         [at("mcdi.models", "mcdi.models: local goes out from what reptile has learnt; add reptile")],
     ),
+    "a backbone of no weights": (
+        set_value("pretrain.backbone", "resnet101"),
+        [
+            at(
+                "pretrain.weights",
+                "pretrain.weights: must be a safetensors file for pretrain.backbone resnet101, which is not trained here, "
+                "got none",
+            )
+        ],
+    ),
+    "weights of a backbone that is trained": (
+        set_value("pretrain.weights", "x.safetensors"),
+        [
+            at(
+                "pretrain.weights",
+                "pretrain.weights: must be none for pretrain.backbone conv4, which is trained, got x.safetensors",
+            )
+        ],
+    ),
     "turned slopes about no base": (
         set_value("mcdi.turned", "true", NETWORKS),
         [at("mcdi.turned", "mcdi.turned: needs mcdi.base reptile: without a base any order of a network's channels is as good")],

@@ -18,7 +18,7 @@ CONFINED = {
     "zarr": {"metadiff/trajectory_store.py"},
     "dask": {"stages/executors.py"},
     "distributed": {"stages/executors.py"},
-    "torchvision": {"metadiff/augment.py"},
+    "torchvision": {"metadiff/resnet101.py"},
     "great_expectations": {"stages/checks.py"},
     "dvclive": {"stages/runner.py"},
     "prefect": {"flows/"},
