@@ -1,43 +1,50 @@
-"""Weights of a head by generation, against fine-tuning: for one task and for 600 at once, with what either is worth.
+"""Whole weights by generation, against fine-tuning: for one task and for 600 at once, with what either is worth.
 
-    python -m bench.latency studies/mc-di/cells/kanji-radicals-mlp/0      a folder in which Mc-Di was trained
+    python -m bench.latency studies/mc-di/cells/kanji-radicals-mlp/0      heads: a folder in which Mc-Di was trained
+    python -m bench.latency studies/networks/cells/omniglot-16/0          networks, as a difference to a start
 
-One thread. Accuracies are on validation episodes, with the very same supports for all; the probabilities of several heads are
-averaged.
+One thread. Accuracies are on validation episodes, with the very same supports for all; the probabilities of several draws are
+averaged. Heads are fine-tuned from random starts, by Adam; networks from the start that their generators go out from, by SGD, and
+along the map of slopes that `local` has learnt, if it has one.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import stages  # noqa: F401 - pins the instruction set
-from metadiff.baselines.finetune import Course, finetune
+from metadiff.baselines.finetune import Course, Turn, finetune
 from metadiff.classifiers import make_weight_generators, read_checkpoints
 from metadiff.diffusion import gaussian_noise
 from metadiff.episodes import draw_episodes
 from metadiff.evaluation import targets
+from metadiff.network import Network
+from metadiff.params import load
+from metadiff.picturefiles import read_pictures
 from metadiff.pictures import Pictures
 from metadiff.rng import numpy_stream, torch_stream
-from metadiff.store import read_features, read_rows
+from metadiff.store import read_rows
 from metadiff.weightgenerator import WeightGenerator
 
-TASKS, SHOT, QUERY, REPEATS = 600, 5, 7, 3
-DRAWS = (1, 8)
-RATES, STEPS = (0.01, 0.03), (3, 10, 30, 100)
-RESULT = Path(__file__).parent / "results" / "latency.json"
-Heads = Callable[[Pictures], Tensor]  # support (E, W, S) -> weights (G, E, P)
+TASKS, QUERY, REPEATS = 600, 7, 3
+DRAWS = {"heads": (1, 8), "networks": (1, 2)}
+OF_HEADS = tuple(Course(lr, steps) for lr in (0.01, 0.03) for steps in (3, 10, 30, 100))
+OF_NETWORKS = tuple(Course(0.05, steps, "sgd") for steps in (8, 16, 30, 100, 300))
+RESULTS = Path(__file__).parent / "results"
+Made = Callable[[Pictures], Tensor]  # support (E, W, S) -> weights (G, E, P)
 
 
-def generated(made: WeightGenerator, draws: int) -> Heads:
+def generated(made: WeightGenerator, draws: int) -> Made:
     return lambda support: made.draws(support, [gaussian_noise(torch_stream(draw, "latency")) for draw in range(draws)])
 
 
-def tuned(made: WeightGenerator, draws: int, lr: float, steps: int) -> Heads:
+def tuned_heads(made: WeightGenerator, draws: int, course: Course) -> Made:
     """From random starts; their noise, as that of a generator, is drawn while the clock runs."""
 
     def heads(support_EWS: Pictures) -> Tensor:
@@ -46,52 +53,65 @@ def tuned(made: WeightGenerator, draws: int, lr: float, steps: int) -> Heads:
         stream = numpy_stream(0, "latency")
         start_BP = torch.stack([made.learner.start(stream, made.start_std) for _ in range(draws * count)])
         repeated = Pictures(support_EWS.features.repeat(draws, *(1,) * (support_EWS.features.ndim - 1)))
-        end_BP = finetune(made.learner, made.inputs, repeated, start_BP, Course(lr, steps))
+        end_BP = finetune(made.learner, made.inputs, repeated, start_BP, course)
         return end_BP.view(draws, count, -1)
 
     return heads
 
 
-def ways(made: WeightGenerator) -> Iterator[tuple[str, int, Heads]]:
-    for draws in DRAWS:
+def tuned_networks(made: WeightGenerator, course: Course, turn: Turn | None) -> Made:
+    tune = partial(finetune, made.learner, made.inputs, course=course, turn=turn)
+    return lambda support: tune(support, made.scale.shift_P.expand(len(support), -1))[None]
+
+
+def ways(made: WeightGenerator, kind: str) -> Iterator[tuple[str, int, Made]]:
+    for draws in DRAWS[kind]:
         yield "local", draws, generated(made, draws)
-    for draws in DRAWS:
-        for lr in RATES:
-            for steps in STEPS:
-                yield f"fine-tuning, {steps} steps of {lr:g}", draws, tuned(made, draws, lr, steps)
+    if kind == "heads":
+        for draws in DRAWS[kind]:
+            for course in OF_HEADS:
+                yield f"fine-tuning, {course}", draws, tuned_heads(made, draws, course)
+        return
+    turns = {"": None} | ({", turned": made.turn_slope} if made.turn_slope else {})
+    for about, turn in turns.items():
+        for course in OF_NETWORKS:
+            yield f"fine-tuning, {course}{about}", 1, tuned_networks(made, course, turn)
 
 
-def milliseconds(heads: Heads, support_EWS: Pictures) -> float:
+def milliseconds(weights_of: Made, support_EWS: Pictures) -> float:
     """The least of several runs after one to warm up: what else the machine does is not measured."""
-    heads(support_EWS)
+    weights_of(support_EWS)
     found = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        heads(support_EWS)
+        weights_of(support_EWS)
         found.append(1000 * (time.perf_counter() - start))
     return min(found)
 
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the time and worth of generated and of fine-tuned heads.")
-    parser.add_argument("cell", type=Path, help="a folder with data/backbone and data/generator")
+    parser = argparse.ArgumentParser(description="Measure the time and worth of generated and of fine-tuned weights.")
+    parser.add_argument("cell", type=Path, help="a folder with params.yaml and data")
     cell = parser.parse_args().cell
     torch.set_num_threads(1)
     path = cell / "data/backbone/features.h5"
-    data, pictures = read_rows(path), Pictures(torch.from_numpy(read_features(path)))
     made = make_weight_generators(read_checkpoints(cell / "data/generator"), "cpu")["local"]
-    drawn = draw_episodes(data, "val", way=made.learner.way, shot=SHOT, query=QUERY, episodes=TASKS, seed=0)
+    kind, shot = "networks" if isinstance(made.learner, Network) else "heads", max(load(cell / "params.yaml").mcdi.shots)
+    data, pictures = read_rows(path), read_pictures(path, cell / "data/prepared/images.h5", pixels=made.inputs.of_pixels)
+    drawn = draw_episodes(data, "val", way=made.learner.way, shot=shot, query=QUERY, episodes=TASKS, seed=0)
     support_EWS = pictures[torch.from_numpy(drawn.support_EWS).long()]
     query_EN, target_Q = pictures[torch.from_numpy(drawn.query_EWQ).long().flatten(1)], targets(drawn)
     found = []
-    for name, draws, heads in ways(made):
-        mean_EQW = torch.stack([made.logits(theta_EP, query_EN).softmax(-1) for theta_EP in heads(support_EWS)]).mean(0)
+    for name, draws, weights_of in ways(made, kind):
+        mean_EQW = torch.stack([made.logits(theta_EP, query_EN).softmax(-1) for theta_EP in weights_of(support_EWS)]).mean(0)
         accuracy = 100 * (mean_EQW.argmax(-1) == target_Q).double().mean().item()
-        one, many = milliseconds(heads, support_EWS[:1]), milliseconds(heads, support_EWS) / TASKS
-        found.append({"heads from": name, "averaged": draws, "accuracy": accuracy, "ms, one task": one, "ms a task of 600": many})
-        print(f"{name:32}{draws:3} {accuracy:7.2f} % {one:9.2f} ms for one task {many:8.3f} ms a task of {TASKS}", flush=True)
-    RESULT.write_text(json.dumps({"shots": SHOT, "tasks": TASKS, "rows": found}, indent=1) + "\n", encoding="utf-8")
+        one, many = milliseconds(weights_of, support_EWS[:1]), milliseconds(weights_of, support_EWS) / TASKS
+        row = {"weights from": name, "averaged": draws, "accuracy": accuracy}
+        found.append(row | {"ms, one task": one, "ms a task of 600": many})
+        print(f"{name:42}{draws:3} {accuracy:7.2f} % {one:9.2f} ms for one task {many:8.3f} ms a task of {TASKS}", flush=True)
+    result = RESULTS / f"latency_{kind}.json"
+    result.write_text(json.dumps({"cell": str(cell), "shots": shot, "tasks": TASKS, "rows": found}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metadiff.errors import DataError, ParamsError
+from metadiff.errors import DataError
 
 SIZE = 2048  # numbers of a feature vector
 SHOWN = 224  # pixels a side, as those that it was trained on
@@ -46,8 +46,6 @@ class ResNet101(nn.Module):
         """The weights of a safetensors file, by torchvision's names or timm's, which are the same."""
         try:
             tensors = load_file(path)
-        except FileNotFoundError:
-            raise ParamsError(f"params.yaml: pretrain.weights: no such file: {path}") from None
         except (SafetensorError, OSError) as error:
             raise DataError(
                 f"{path}: not a safetensors file ({error}); from a .pth it is made by: python -c '{CONVERT}'"

@@ -11,11 +11,12 @@ import pandas as pd
 from stages.intervals import half_over_seeds
 
 CHANCE = 50  # per cent, of questions of yes or no
+LONG = {"ncm": "nearest-class-mean"}  # where a method is named in full
 PANELS = {"plain": "sentences with one right answer", "ambiguous": "sentences with several right answers"}
 
 
-def draw_gains(path: Path, rows: list[dict[str, Any]], methods: list[str]) -> None:
-    """What each method gains on nearest-class-mean, with its interval, on data sets of all the table's numbers of shots."""
+def draw_gains(path: Path, rows: list[dict[str, Any]], methods: list[str], *, against: str = "ncm") -> None:
+    """What each method gains on another, with its interval, on data sets of all the table's numbers of shots."""
     mpl.use("Agg")
     from matplotlib.figure import Figure
 
@@ -26,11 +27,11 @@ def draw_gains(path: Path, rows: list[dict[str, Any]], methods: list[str]) -> No
         for number, method in enumerate(methods):
             chosen = [row for row in rows if (row["method"], row["shot"]) == (method, shot) and row["dataset"] in datasets]
             places = [datasets.index(row["dataset"]) + (number - (len(methods) - 1) / 2) / 6 for row in chosen]
-            gains, halves = ([row[key] for row in chosen] for key in ("vs_ncm", "vs_ncm_ci95"))
+            gains, halves = ([row[key] for row in chosen] for key in (f"vs_{against}", f"vs_{against}_ci95"))
             axes.errorbar(places, gains, yerr=halves, fmt="o", capsize=3, label=method)
         axes.axhline(0, color="gray", linewidth=1)
         axes.set_xticks(range(len(datasets)), [name.replace("-", "-\n") for name in datasets])
-        axes.set(title=f"{shot} shot{'s' if shot > 1 else ''}", ylabel="points above nearest-class-mean")
+        axes.set(title=f"{shot} shot{'s' if shot > 1 else ''}", ylabel=f"points above {LONG.get(against, against)}")
         axes.grid(alpha=0.3, axis="y")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), fontsize=9)
     figure.savefig(path, dpi=120)

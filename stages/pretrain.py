@@ -19,6 +19,7 @@ from metadiff.backbone import build as build_backbone
 from metadiff.baselines.ncm import mean_rows
 from metadiff.checkpoint import load_checkpoint, save_checkpoint
 from metadiff.episodes import draw_episodes
+from metadiff.errors import ParamsError
 from metadiff.evaluation import accuracy
 from metadiff.resnet101 import ResNet101
 from metadiff.rows import Rows
@@ -52,10 +53,13 @@ def build(run: Run[Pretrain]) -> None:
 
 def read(run: Run[Pretrain]) -> tuple[Backbone, str]:
     """With what is said of it."""
+    weights = Path(run.params.weights)
+    if not weights.is_file():
+        raise ParamsError(f"params.yaml: pretrain.weights: no such file: {weights}")
     height, _, channels = image_shape(IMAGES)
     backbone = build_backbone(run.params.backbone, channels=channels, image_size=height, seed=run.seed)
     assert isinstance(backbone.encoder, ResNet101), "conflicts.py refuses weights for the others"
-    backbone.encoder.read(Path(run.params.weights))
+    backbone.encoder.read(weights)
     return backbone, "ResNet-101 as trained on ImageNet, whose classes are not new to it"
 
 

@@ -61,13 +61,16 @@ def write_table(study: Path) -> None:
     for name in varied["datasets"]:
         if len(seeds_of(varied, name)) > MOST_SEEDS:
             raise DataError(f"{study / 'params.yaml'}: seeds: at most {MOST_SEEDS}, got {len(seeds_of(varied, name))}")
+    against, rivals = varied.get("against", "ncm"), varied["rivals"]
+    if table_of(varied) == "episodes" and against not in rivals:
+        raise DataError(f"{study / 'params.yaml'}: against: expected one of rivals, {', '.join(rivals)}, got {against}")
     rows = [row for name in varied["datasets"] for row in dataset_rows(study, name, varied)]
     curves = chosen_curves(study, varied) if "draws_of" in varied else {}
     write_json(study / "table.json", rows)
     if table_of(varied) == "sentences":
         draw_ladder(study / "ladder.png", rows, varied["drawn"])
     else:
-        draw_gains(study / "gain.png", rows, varied["drawn"])
+        draw_gains(study / "gain.png", rows, varied["drawn"], against=against)
     if curves:
         draw_draws(study / "draws.png", varied["draws_of"], curves)
     for row in rows:

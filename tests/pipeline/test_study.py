@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from dvc.repo import Repo
+from matplotlib.figure import Figure
 from PIL import Image
 from ruamel.yaml import YAML
 from scipy import stats
@@ -27,7 +28,7 @@ from metadiff.errors import ParamsError
 from metadiff.params import load
 from metadiff.tracepage import parents
 from stages import study, table
-from stages.figures import of_every_shot
+from stages.figures import draw_gains, of_every_shot
 from stages.imports import ROOT
 from stages.intervals import half_over_seeds
 from tests.repository import Repository
@@ -303,10 +304,30 @@ def test_the_figure_of_gains_is_of_data_sets_that_have_every_number_of_shots() -
     assert of_every_shot([{"dataset": dataset, "shot": shot} for dataset, shot in asked]) == ["one", "two"]
 
 
+def test_the_figure_of_gains_shows_them_above_the_method_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: seen.append(self))
+    row = {"dataset": "one", "shot": 1, "vs_ncm": -20.0, "vs_ncm_ci95": 1.0}
+    rows = [row | {"method": "local", "vs_reptile": 2.5, "vs_reptile_ci95": 0.5}]
+    draw_gains(tmp_path / "gain.png", rows, ["local"])
+    draw_gains(tmp_path / "gain.png", rows, ["local"], against="reptile")
+    found = [(axes.lines[0].get_ydata()[0], axes.get_ylabel()) for figure in seen for axes in figure.axes]
+    assert found == [(-20.0, "points above nearest-class-mean"), (2.5, "points above reptile")]
+
+
+def test_gains_on_what_nothing_is_compared_with_are_refused(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = drawn_study(studies / "few")
+    YAML().dump(YAML().load(few / "params.yaml") | {"against": "nothing"}, few / "params.yaml")
+    assert table.main(["few"]) == os.EX_DATAERR
+    assert capsys.readouterr().err == f"{few / 'params.yaml'}: against: expected one of rivals, ncm, gaussian, got nothing\n"
+
+
 def test_the_figure_of_draws_has_the_drawn_models_of_its_data_set(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few, seen = drawn_study(studies / "few"), {}
     monkeypatch.setattr(table, "dataset_rows", lambda *_, **__: [])
-    monkeypatch.setattr(table, "draw_gains", lambda *_: None)
+    monkeypatch.setattr(table, "draw_gains", lambda *_, **__: None)
     draw_draws = table.draw_draws
 
     def remembered(path: Path, dataset: str, curves: dict[str, Any]) -> None:
@@ -331,7 +352,7 @@ def test_a_figure_of_draws_that_cannot_be_is_said(
     studies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(table, "dataset_rows", lambda *_, **__: [])
-    monkeypatch.setattr(table, "draw_gains", lambda *_: None)
+    monkeypatch.setattr(table, "draw_gains", lambda *_, **__: None)
     drawn_study(studies / "few", **changes)
     assert table.main(["few"]) == os.EX_DATAERR
     said = capsys.readouterr().err

@@ -10,7 +10,7 @@ from torchvision.models import ResNet, resnet101
 from torchvision.transforms.v2 import functional as oracle
 
 from metadiff.backbone import build, dump, undump
-from metadiff.errors import DataError, ParamsError
+from metadiff.errors import DataError
 from metadiff.resnet101 import DEVIATION, MEAN, SHOWN, ResNet101
 
 
@@ -56,10 +56,8 @@ def test_features_are_those_of_torchvision(theirs: ResNet, file: Path, channels:
     assert (found[0] - found[1]).abs().max() > 0.01 * found.abs().max()
 
 
-def test_what_is_no_such_network_is_refused(file: Path, tmp_path: Path) -> None:
+def test_what_is_no_such_network_is_refused(tmp_path: Path) -> None:
     net, other = ResNet101(), tmp_path / "other.safetensors"
-    with pytest.raises(ParamsError, match=r"^params.yaml: pretrain.weights: no such file: .*nowhere$"):
-        net.read(tmp_path / "nowhere")
     other.write_bytes(b"PK\x03\x04 a zip, as a .pth is")
     with pytest.raises(DataError, match=r"other.safetensors: not a safetensors file .* from a .pth it is made by: python -c "):
         net.read(other)
