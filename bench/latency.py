@@ -1,7 +1,7 @@
 """Whole weights by generation, against fine-tuning: for one task and for 600 at once, with what either is worth.
 
     python -m bench.latency studies/mc-di/cells/kanji-radicals-mlp/0      heads: a folder in which Mc-Di was trained
-    python -m bench.latency studies/networks/cells/omniglot-16/0          networks, as a difference to a start
+    python -m bench.latency studies/networks/cells/omniglot-16/0 --shots 1    networks, as a difference to a start
 
 One thread. Accuracies are on validation episodes, with the very same supports for all; the probabilities of several draws are
 averaged. Heads are fine-tuned from random starts, by Adam; networks from the start that their generators go out from, by SGD, and
@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 
 import stages  # noqa: F401 - pins the instruction set
-from metadiff.baselines.finetune import Course, Turn, finetune
+from metadiff.baselines.finetune import Course, SlopeMap, finetune
 from metadiff.classifiers import make_weight_generators, read_checkpoints
 from metadiff.diffusion import gaussian_noise
 from metadiff.episodes import draw_episodes
 from metadiff.evaluation import targets
 from metadiff.network import Network
-from metadiff.params import load
 from metadiff.picturefiles import read_pictures
 from metadiff.pictures import Pictures
 from metadiff.rng import numpy_stream, torch_stream
@@ -36,7 +35,10 @@ TASKS, QUERY, REPEATS = 600, 7, 3
 DRAWS = {"heads": (1, 8), "networks": (1, 2)}
 OF_HEADS = tuple(Course(lr, steps) for lr in (0.01, 0.03) for steps in (3, 10, 30, 100))
 OF_NETWORKS = tuple(Course(0.05, steps, "sgd") for steps in (8, 16, 30, 100, 300))
-RESULTS = Path(__file__).parent / "results"
+RESULTS = {
+    kind: Path(__file__).parent / f"results/{name}.json"
+    for kind, name in {"heads": "latency", "networks": "latency_networks"}.items()
+}
 Made = Callable[[Pictures], Tensor]  # support (E, W, S) -> weights (G, E, P)
 
 
@@ -59,7 +61,7 @@ def tuned_heads(made: WeightGenerator, draws: int, course: Course) -> Made:
     return heads
 
 
-def tuned_networks(made: WeightGenerator, course: Course, turn: Turn | None) -> Made:
+def tuned_networks(made: WeightGenerator, course: Course, turn: SlopeMap | None) -> Made:
     tune = partial(finetune, made.learner, made.inputs, course=course, turn=turn)
     return lambda support: tune(support, made.scale.shift_P.expand(len(support), -1))[None]
 
@@ -92,12 +94,14 @@ def milliseconds(weights_of: Made, support_EWS: Pictures) -> float:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the time and worth of generated and of fine-tuned weights.")
-    parser.add_argument("cell", type=Path, help="a folder with params.yaml and data")
-    cell = parser.parse_args().cell
+    parser.add_argument("cell", type=Path, help="a folder with data/prepared, data/backbone and data/generator")
+    parser.add_argument("--shots", type=int, default=5, help="of each class (5)")
+    chosen = parser.parse_args()
+    cell, shot = chosen.cell, chosen.shots
     torch.set_num_threads(1)
     path = cell / "data/backbone/features.h5"
     made = make_weight_generators(read_checkpoints(cell / "data/generator"), "cpu")["local"]
-    kind, shot = "networks" if isinstance(made.learner, Network) else "heads", max(load(cell / "params.yaml").mcdi.shots)
+    kind = "networks" if isinstance(made.learner, Network) else "heads"
     data, pictures = read_rows(path), read_pictures(path, cell / "data/prepared/images.h5", pixels=made.inputs.of_pixels)
     drawn = draw_episodes(data, "val", way=made.learner.way, shot=shot, query=QUERY, episodes=TASKS, seed=0)
     support_EWS = pictures[torch.from_numpy(drawn.support_EWS).long()]
@@ -110,8 +114,9 @@ def main() -> None:
         row = {"weights from": name, "averaged": draws, "accuracy": accuracy}
         found.append(row | {"ms, one task": one, "ms a task of 600": many})
         print(f"{name:42}{draws:3} {accuracy:7.2f} % {one:9.2f} ms for one task {many:8.3f} ms a task of {TASKS}", flush=True)
-    result = RESULTS / f"latency_{kind}.json"
-    result.write_text(json.dumps({"cell": str(cell), "shots": shot, "tasks": TASKS, "rows": found}, indent=1) + "\n", "utf-8")
+    RESULTS[kind].write_text(
+        json.dumps({"cell": str(cell), "shots": shot, "tasks": TASKS, "rows": found}, indent=1) + "\n", "utf-8"
+    )
 
 
 if __name__ == "__main__":

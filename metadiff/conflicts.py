@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from metadiff.params import Collect, Evaluate, HyperLDM, McDi, Metatrain, Prepare, Pretrain
 
 SHORTEST_LINEAR = 21  # fewer times than this would need a beta above 1
-SMALLEST_IMAGE = 16  # backbones halve the side four times
+SMALLEST_IMAGE = 16  # backbones that are trained halve the side four times
 BUILTIN = {"kanji-radicals": ".json", "kanji-components": ".json", "described-shapes": ".safetensors"}  # what a path ends in
 SHAPES_OF_A_KIND = 48  # images in the smallest split
 

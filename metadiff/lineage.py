@@ -195,7 +195,8 @@ def _record_complaints(root: Path, name: str, chain: Chain) -> list[str]:
     facts, lock = chain.stages[name], chain.lock[name]
     complaints = [f"{LINEAGE}: tells nothing of what made {folder}" for folder in facts["inputs"] if folder not in _makers(chain)]
     deps, folder = {dep["path"] for dep in lock["deps"]}, _folder(lock)
-    complaints += [f"{LOCK}: {name} does not depend on {path}" for path in facts["raw"] if path not in deps]
+    raw = {*facts["raw"]} - _weights(facts)
+    complaints += [f"{LOCK}: {name} does not depend on {path}" for path in raw if path not in deps]
     outs = {out["path"] for out in lock["outs"]}
     alone = [path for path in facts["files"] if not {str(folder), str(folder / path)} & outs]
     complaints += [f"{LOCK}: {folder / path} is no output" for path in alone]
@@ -216,6 +217,11 @@ def _record_complaints(root: Path, name: str, chain: Chain) -> list[str]:
 def _makers(chain: Chain) -> dict[str, str]:
     """The stage that makes each folder."""
     return {str(_folder(chain.lock[name])): name for name in chain.stages}
+
+
+def _weights(facts: Mapping[str, Any]) -> set[str]:
+    """The file of a backbone's weights, of which DVC knows nothing: its graph has no dependency that is there but sometimes."""
+    return {str(Path(facts["params"].get("weights", "none")))} & {*facts["raw"]}
 
 
 def _folder(lock: Mapping[str, Any]) -> Path:
@@ -269,6 +275,11 @@ def _inputs(root: Path, name: str, facts: Mapping[str, Any], chain: Chain) -> Li
         if path in facts["raw"] and not (root / path).exists():
             absent.append(f"{path}: not here")
         elif path in facts["raw"] and dvc_md5(root / path) != dep["md5"]:
+            complaints.append(f"{path}: changed since it was read")
+    for path in _weights(facts):
+        if not (root / path).exists():
+            absent.append(f"{path}: not here")
+        elif _hashes(root / path)[1] != facts["raw"][path]:
             complaints.append(f"{path}: changed since it was read")
     for folder, sha256 in facts["inputs"].items():
         manifest = root / folder / MANIFEST

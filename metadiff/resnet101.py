@@ -5,6 +5,7 @@ It is not trained here. It has seen ImageNet, so classes that are of ImageNet to
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -12,15 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import fuse_conv_bn_eval
 
 from metadiff.errors import DataError
 
 SIZE = 2048  # numbers of a feature vector
 SHOWN = 224  # pixels a side, as those that it was trained on
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images
-TOGETHER = 16  # images: more need more memory and are no quicker
+TOGETHER = 64  # images: more need more memory
 CLASSIFIER, COUNTER = "fc.", "num_batches_tracked"  # of whose tensors features need none
-CONVERT = "from safetensors.torch import save_file as s; import torch; s(torch.load(OLD, weights_only=True), NEW)"
 
 
 class ResNet101(nn.Module):
@@ -47,9 +48,8 @@ class ResNet101(nn.Module):
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise DataError(
-                f"{path}: not a safetensors file ({error}); from a .pth it is made by: python -c '{CONVERT}'"
-            ) from None
+            made = "docs/own-images.md says how one is made of a .pth"
+            raise DataError(f"{path}: not a safetensors file ({error}); {made}") from None
         want = {name: value for name, value in self.net.state_dict().items() if COUNTER not in name}
         have = {name: value for name, value in tensors.items() if COUNTER not in name and not name.startswith(CLASSIFIER)}
         wrong = sorted(name for name in want.keys() | have.keys() if _shape(want.get(name)) != _shape(have.get(name)))
@@ -57,6 +57,15 @@ class ResNet101(nn.Module):
             name = wrong[0]
             raise DataError(f"{path}: no ResNet-101: {name} has {_shape(have.get(name))}, expected {_shape(want.get(name))}")
         self.net.load_state_dict(have, strict=False)  # the counters are of training
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Each norm into the convolution before it: the same but for rounding, where nothing is trained any more."""
+        for part in [*self.net.modules()]:
+            for conv, norm in pairwise(dict(part.named_children())):
+                if isinstance(part.get_submodule(norm), nn.BatchNorm2d):
+                    setattr(part, conv, fuse_conv_bn_eval(part.get_submodule(conv), part.get_submodule(norm)))
+                    setattr(part, norm, nn.Identity())
 
 
 def _shape(value: Tensor | None) -> str:

@@ -32,8 +32,9 @@ from metadiff.methods.mcdi import WEIGHT_MODELS
 from metadiff.newclasses import one_task, rows_by_count
 from metadiff.params import Evaluate
 from metadiff.pictures import Pictures
+from metadiff.resnet101 import ResNet101
 from metadiff.training import extract
-from metadiff.weightclassifiers import WeightGenerators, of_weights, weight_classifiers
+from metadiff.weightclassifiers import TURNED, TURNED_BY, WeightGenerators, of_weights, weight_classifiers
 from metadiff.weightgenerator import undump_weights
 
 MOMENTS = ("mean_D", "between_DD", "within_DD")
@@ -143,6 +144,9 @@ class Tracked:
 def folded(net: Backbone) -> Backbone:
     """A copy with each batch norm folded into its convolution: the same but for rounding, and a third faster."""
     net = deepcopy(net)
+    if isinstance(net.encoder, ResNet101):
+        net.encoder.fold()
+        return net.to(memory_format=torch.channels_last)
     blocks: Any = net.encoder.blocks
     for block in blocks:
         if net.name == "conv4":
@@ -157,6 +161,8 @@ def folded(net: Backbone) -> Backbone:
 def model_of(method: str, trained: Container[str]) -> str:
     """The model behind a name of metrics.json; of a random start the first of whole weights, as all have the same learner."""
     if of_weights(method):
+        if method == TURNED:
+            return TURNED_BY
         base = method.removesuffix("-mean").removeprefix("finetune-")
         return base if base != "random" else next(model for model in WEIGHT_MODELS if model in trained)
     base = method.partition("-")[0]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from metadiff.baselines.finetune import Course, Turn, finetune
+from metadiff.baselines.finetune import Course, SlopeMap, finetune
 from metadiff.baselines.nearest import NEIGHBOURS, NOISE, TrainingTasks, average_weights, nearest_weights, noisy_weights
 from metadiff.candidates import Candidate, OfWeights
 from metadiff.diffusion import gaussian_noise
@@ -110,7 +110,7 @@ def finetuned(
     starts_of: WeightsOf,
     *,
     steps: tuple[int, ...],
-    turn: Turn | None = None,
+    turn: SlopeMap | None = None,
 ) -> dict[str, Candidate]:
     """From each draw of starts, in every way that validation may prefer; a map of slopes is learnt for plain SGD alone."""
 

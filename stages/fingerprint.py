@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def origin(stage: Stage[P], params: Params, made_with: dict[str, object]) -> dict[str, Any]:
     """Everything that may shape the result; the result's manifest carries it."""
-    code = closure(f"stages.{stage.name}")
+    code, raw = closure(f"stages.{stage.name}"), stage.raw(params)
     return {
         "stage": stage.name,
         "command": f"python -m stages.{stage.name}",
@@ -31,7 +31,7 @@ def origin(stage: Stage[P], params: Params, made_with: dict[str, object]) -> dic
         "methods": {name: getattr(params, name).model_dump(mode="json") for name in stage.methods},
         "inputs": {str(folder): verify(folder) for folder in stage.inputs},
         "code": {str(path): file_sha256(ROOT / path) for path in code},
-        "raw": {str(stage.raw(params)): identity(stage.raw(params))} if stage.raw else {},
+        "raw": {str(raw): identity(raw)} if raw else {},
         "made_with": dict(sorted(made_with.items())),
     }
 

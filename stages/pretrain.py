@@ -39,10 +39,12 @@ BACKBONE = "backbone.safetensors"
 
 def build(run: Run[Pretrain]) -> None:
     data = read_rows(IMAGES)
-    large = run.params.weights != "none"
-    backbone, said = read(run) if large else train(run, data)
+    weights = given(run.params)
+    backbone, said = read(run, weights) if weights else train(run, data)
     save_checkpoint(run.out / BACKBONE, *dump(backbone))
-    features_ND = features(run, IMAGES, run.out / BACKBONE, count=len(data.label), batches=1 if large else 8)
+    features_ND = features(
+        run, IMAGES, run.out / BACKBONE, count=len(data.label), batches=1 if weights and run.device == "cpu" else 8
+    )
     checks = features_contract(features_ND, rows=len(data.label))
     write_features(run.out / "features.h5", features_ND, rows=data)
     write_json(run.out / "checks.json", checks)
@@ -51,20 +53,24 @@ def build(run: Run[Pretrain]) -> None:
     run.say(f"{said}, {score:.1f} % on validation episodes")
 
 
-def read(run: Run[Pretrain]) -> tuple[Backbone, str]:
-    """With what is said of it."""
-    weights = Path(run.params.weights)
+def given(section: Pretrain) -> Path | None:
+    """The file of the backbone's weights, if it is not trained here."""
+    return None if section.weights == "none" else Path(section.weights)
+
+
+def read(run: Run[Pretrain], weights: Path) -> tuple[Backbone, str]:
+    """The backbone with these weights, and what the end of the stage says of it."""
     if not weights.is_file():
         raise ParamsError(f"params.yaml: pretrain.weights: no such file: {weights}")
     height, _, channels = image_shape(IMAGES)
     backbone = build_backbone(run.params.backbone, channels=channels, image_size=height, seed=run.seed)
     assert isinstance(backbone.encoder, ResNet101), "conflicts.py refuses weights for the others"
     backbone.encoder.read(weights)
-    return backbone, "ResNet-101 as trained on ImageNet, whose classes are not new to it"
+    return backbone, f"ResNet-101 of {weights}, to which the classes that it was trained on are not new"
 
 
 def train(run: Run[Pretrain], data: Rows) -> tuple[Backbone, str]:
-    """With what is said of it."""
+    """The best backbone of a training, and what the end of the stage says of it."""
     training = begin(run, data)
     resume(run, training)
     live = run.live(map(curves, training.history))
@@ -130,7 +136,8 @@ STAGE = Stage(
     out=Path("data/backbone"),
     build=build,
     inputs=(PREPARED,),
-    versions=("dvclive", "great-expectations", "h5py", "numpy", "safetensors"),
+    raw=lambda params: given(params.pretrain),
+    versions=("dvclive", "great-expectations", "h5py", "numpy", "safetensors", "torchvision"),
     shared=("seed", "threads", "device", "deterministic"),
     lower="pretrain.batch",
 )

@@ -63,7 +63,7 @@ class Stage(Generic[P]):
     out: Path
     build: Callable[[Run[P]], None]
     inputs: tuple[Path, ...] = ()  # folders of other stages
-    raw: Callable[[Params], Path] | None = None  # a file or folder of the user's, not made by a stage
+    raw: Callable[[Params], Path | None] = lambda _: None  # a file or folder of the user's, not made by a stage
     versions: tuple[str, ...] = ()  # packages whose version may change the bytes of the result
     shared: tuple[str, ...] = ()  # the keys of `shared` that it uses
     methods: tuple[str, ...] = ()  # the sections of methods that it uses beside its own

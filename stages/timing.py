@@ -9,7 +9,7 @@ from pathlib import Path
 
 from metadiff.params import load
 
-TIMED, WARMED = 250, 20  # one-shot tasks, as many as are made at a time, and of them those to warm up with
+WARMED = 20  # one-shot tasks
 
 
 def adaptation_seconds(cell: Path) -> dict[str, float]:
@@ -26,6 +26,7 @@ def adaptation_seconds(cell: Path) -> dict[str, float]:
         read_checkpoints,
     )
     from metadiff.episodes import draw_episodes
+    from metadiff.evaluation import BATCH
     from metadiff.picturefiles import read_pictures
     from metadiff.store import read_rows
     from metadiff.trajectory_store import open_trajectories
@@ -43,14 +44,14 @@ def adaptation_seconds(cell: Path) -> dict[str, float]:
     tasks = make_training_tasks(ends, weights, features_ND, data)
     made = make_generators(checkpoints, "cpu"), weights, tasks
     sizes = {"way": section.way, "shot": 1, "query": section.query}
-    episodes, few = (draw_episodes(data, "test", **sizes, episodes=count, seed=section.seed) for count in (TIMED, WARMED))
+    episodes, few = (draw_episodes(data, "test", **sizes, episodes=count, seed=section.seed) for count in (BATCH, WARMED))
     seconds = {}
     for name, candidates in classifiers(section, GaussianPosterior(features_ND, data), *made):
         candidate = candidates[chosen[name]["candidate"]]
         candidate.adapt(pictures, few)  # to warm up
         start = time.perf_counter()
         candidate.adapt(pictures, episodes)
-        seconds[name] = (time.perf_counter() - start) * 1000 / TIMED
+        seconds[name] = (time.perf_counter() - start) * 1000 / BATCH
     return seconds
 
 

@@ -14,7 +14,7 @@ from metadiff.objectives import Objective, OnSupport
 from metadiff.pictures import Pictures
 from metadiff.trajectory import Rule, follow
 
-Turn = Callable[[Tensor], Tensor]  # of slopes (E, P)
+SlopeMap = Callable[[Tensor], Tensor]  # of slopes (E, P)
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ def adapted(objective: Objective, start_EP: Tensor, course: Course) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Turned:
+class Mapped:
     """An objective whose slopes go through a map."""
 
     whole: Objective
-    turn: Turn
+    turn: SlopeMap
 
-    def at(self, step: int) -> Turned:
-        return Turned(self.whole.at(step), self.turn)
+    def at(self, step: int) -> Mapped:
+        return Mapped(self.whole.at(step), self.turn)
 
     def gradient(self, theta_TP: Tensor) -> Tensor:
         return self.turn(self.whole.gradient(theta_TP))
@@ -53,11 +53,11 @@ class Turned:
 
 
 def finetune(
-    learner: BaseLearner, inputs: Inputs, support_EWS: Pictures, start_EP: Tensor, course: Course, turn: Turn | None = None
+    learner: BaseLearner, inputs: Inputs, support_EWS: Pictures, start_EP: Tensor, course: Course, turn: SlopeMap | None = None
 ) -> Tensor:
     """On the whole support of each task at every step; NumericError where it diverges."""
     support: Objective = OnSupport(learner, inputs.seen(support_EWS))
-    theta_EP = adapted(Turned(support, turn) if turn else support, start_EP, course)
+    theta_EP = adapted(Mapped(support, turn) if turn else support, start_EP, course)
     if not bool(theta_EP.isfinite().all()):
         rates = "evaluate.finetune_lrs" if course.optimizer == "adam" else "evaluate.finetune_sgd_lrs"
         raise NumericError(f"fine-tuning by {course}: weights are not finite; lower {rates}")

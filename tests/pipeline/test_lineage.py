@@ -1,17 +1,19 @@
 """Where a number is from, and that nobody can change anything on the way without being found out."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-from metadiff import cli
+from metadiff import cli, lineage
 from metadiff.errors import DataError
 from metadiff.lineage import dvc_md5, read_chain, verify_chain
 from tests.repository import Repository
@@ -290,3 +292,15 @@ def test_a_queued_grid_of_experiments_leaves_the_checkout_alone(copy: Repository
     drawn = {read_chain(copy.root, name).stages["evaluate"]["params"]["draws"] for name in names if name != "main:"}
     assert drawn == {2, 3}
     assert copy.run("git", "status", "--porcelain").stdout == ""
+
+
+@pytest.mark.parametrize(("now", "state"), [(b"weights", "holds"), (b"others", "broken"), (None, "absent")])
+def test_the_file_of_a_backbones_weights_is_looked_at_though_dvc_knows_nothing_of_it(
+    tmp_path: Path, now: bytes | None, state: str
+) -> None:
+    facts = {"params": {"weights": "w.safetensors"}, "inputs": {}}
+    facts |= {"raw": {"w.safetensors": hashlib.sha256(b"weights").hexdigest()}}
+    if now is not None:
+        (tmp_path / "w.safetensors").write_bytes(now)
+    chain: Any = SimpleNamespace(stages={}, lock={"pretrain": {"deps": []}})
+    assert lineage._inputs(tmp_path, "pretrain", facts, chain).state == state

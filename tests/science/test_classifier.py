@@ -14,7 +14,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import metadiff
 from metadiff import Classifier
-from metadiff.backbone import build
+from metadiff.backbone import NAMES, build
 from metadiff.errors import DataError
 from metadiff.newclasses import one_task, rows_by_count
 from metadiff.tracked import Tracked, folded
@@ -173,7 +173,7 @@ def test_the_temperature_is_that_of_the_nearest_number_of_shots(shots: float, ex
     assert tracked("ncm").temperature(shots) == expected
 
 
-@pytest.mark.parametrize("name", ["conv4", "resnet12"])
+@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_folding_changes_no_feature_but_by_rounding(name: str) -> None:
     backbone = build(name, channels=3, image_size=16, seed=0)

@@ -198,6 +198,7 @@ def test_classes_with_different_numbers_of_images_are_refused_until_they_have_eq
         ("weights-regression", "weights-regression"),
         ("finetune-reptile", "reptile"),
         ("finetune-random", "vanilla"),
+        ("finetune-turned", "local"),
         ("finetune-random-mean", "vanilla"),
         ("metadiff-raw", "task"),
         ("gradient-untrained", "gradient"),

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from metadiff.artifact import seal, verify
 from metadiff.backbone import undump
 from metadiff.checkpoint import load_checkpoint
-from metadiff.resnet101 import TOGETHER, ResNet101
+from metadiff.resnet101 import ResNet101
 from metadiff.rng import torch_stream
 from metadiff.rows import Rows
 from metadiff.store import image_blocks, read_features, write_images
@@ -41,10 +41,16 @@ def checkout(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return workplace
 
 
-def test_features_are_those_of_the_weights_given(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def weights(*, seed: int) -> ResNet101:
+    """Of no training, but with norms that have learnt what there is to level."""
+    torch.manual_seed(seed)
     net = ResNet101()
-    net(torch.rand(2 * TOGETHER, 1, SIDE, SIDE, generator=torch_stream(0, "images")))  # norms learn what there is to level
-    net.eval()
+    net(torch.rand(72, 1, SIDE, SIDE, generator=torch_stream(seed, "images")))
+    return net.eval()
+
+
+def test_features_are_those_of_the_weights_given(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = weights(seed=0)
     save_file(net.net.state_dict(), FILE)
     assert _guarded(pretrain.STAGE) is Exit.OK
     verify(checkout / "data/backbone")
@@ -56,7 +62,7 @@ def test_features_are_those_of_the_weights_given(checkout: Path, capsys: pytest.
     for got_ND in (found_ND, again_ND):
         np.testing.assert_allclose(got_ND, want_ND, rtol=1e-3, atol=1e-3 * np.abs(want_ND).max())
     said = capsys.readouterr().err
-    assert "pretrain: ResNet-101 as trained on ImageNet, whose classes are not new to it, " in said
+    assert f"pretrain: ResNet-101 of {FILE}, to which the classes that it was trained on are not new, " in said
     assert " % on validation episodes" in said
 
 
@@ -64,3 +70,16 @@ def test_without_its_file_nothing_is_begun(checkout: Path, capsys: pytest.Captur
     assert _guarded(pretrain.STAGE) is Exit.PARAMS
     assert f"params.yaml: pretrain.weights: no such file: {FILE}" in capsys.readouterr().err
     assert not (checkout / "data/backbone").exists()
+
+
+def test_another_file_under_the_same_name_is_another_backbone(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing of a run with the former one is published again."""
+    found = []
+    for seed in (0, 1):
+        save_file(weights(seed=seed).net.state_dict(), FILE)
+        assert _guarded(pretrain.STAGE) is Exit.OK
+        found.append(read_features(Path("data/backbone/features.h5")))
+    assert "finished before" not in capsys.readouterr().err
+    assert np.abs(found[0] - found[1]).max() > 0.1
+    assert _guarded(pretrain.STAGE) is Exit.OK
+    assert "finished before" in capsys.readouterr().err
