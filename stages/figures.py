@@ -10,6 +10,7 @@ import pandas as pd
 
 from stages.intervals import half_over_seeds
 
+LABEL = 1.6  # inches of a legend
 CHANCE = 50  # per cent, of questions of yes or no
 LONG = {"ncm": "nearest-class-mean"}  # where a method is named in full
 PANELS = {"plain": "sentences with one right answer", "ambiguous": "sentences with several right answers"}
@@ -33,7 +34,8 @@ def draw_gains(path: Path, rows: list[dict[str, Any]], methods: list[str], *, ag
         axes.set_xticks(range(len(datasets)), [name.replace("-", "-\n") for name in datasets])
         axes.set(title=f"{shot} shot{'s' if shot > 1 else ''}", ylabel=f"points above {LONG.get(against, against)}")
         axes.grid(alpha=0.3, axis="y")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), fontsize=9)
+    beside = int(wide * len(shots) / LABEL)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(methods), beside), fontsize=9)
     figure.savefig(path, dpi=120)
 
 
