@@ -26,7 +26,8 @@ def draw_gains(path: Path, rows: list[dict[str, Any]], methods: list[str], *, ag
     figure = Figure(figsize=(wide * len(shots), 4.2), layout="constrained")
     for axes, shot in zip(figure.subplots(1, len(shots), squeeze=False)[0], shots, strict=True):
         for number, method in enumerate(methods):
-            chosen = [row for row in rows if (row["method"], row["shot"]) == (method, shot) and row["dataset"] in datasets]
+            chosen = [row for row in rows if (row["method"], row["shot"]) == (method, shot) and f"vs_{against}" in row]
+            chosen = [row for row in chosen if row["dataset"] in datasets]
             places = [datasets.index(row["dataset"]) + (number - (len(methods) - 1) / 2) / 6 for row in chosen]
             gains, halves = ([row[key] for row in chosen] for key in (f"vs_{against}", f"vs_{against}_ci95"))
             axes.errorbar(places, gains, yerr=halves, fmt="o", capsize=3, label=method)

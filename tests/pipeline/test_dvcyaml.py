@@ -45,7 +45,7 @@ def test_code_dependencies_are_the_import_graph(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_other_dependencies_are_what_the_stage_declares(stage: str) -> None:
     rest = {dep for dep in GRAPH[stage]["deps"] if Path(dep).parts[0] not in PACKAGES}
-    raw = {"${prepare.path}"} if declared(stage).raw else set()
+    raw = {"${prepare.path}"} if declared(stage).raw(load(ROOT / "params.yaml")) else set()
     assert rest == {"constraints.txt"} | raw | {path.as_posix() for path in declared(stage).inputs}
 
 
