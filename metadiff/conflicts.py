@@ -33,12 +33,12 @@ def conflicts(
             "prepare.image_size",
             f"must be at least {SMALLEST_IMAGE} for pretrain.backbone {pretrain.backbone}, got {prepare.image_size}",
         )
-    if pretrain and pretrain.backbone == "resnet101" and pretrain.weights == "none":
+    if pretrain and pretrain.backbone == "resnet101" and not pretrain.weights_file:
         yield (
             "pretrain.weights",
             "must be a safetensors file for pretrain.backbone resnet101, which is not trained here, got none",
         )
-    if pretrain and pretrain.backbone != "resnet101" and pretrain.weights != "none":
+    if pretrain and pretrain.backbone != "resnet101" and pretrain.weights_file:
         yield (
             "pretrain.weights",
             f"must be none for pretrain.backbone {pretrain.backbone}, which is trained, got {pretrain.weights}",

@@ -125,6 +125,11 @@ class Pretrain(Section):
     val_query: Annotated[int, Field(ge=1, le=1000)]
     val_episodes: Annotated[int, Field(ge=2, le=1_000_000)]
 
+    @property
+    def weights_file(self) -> Path | None:
+        """Of weights that are read; without it they are trained."""
+        return None if self.weights == "none" else Path(self.weights)
+
 
 class Collect(Section):
     tasks_of: Literal["episodes", "sentences"]

@@ -145,7 +145,8 @@ def show_changes(console: Console, commit: str) -> None:
 
 
 def show_verification(console: Console) -> int:
-    from metadiff.lineage import count_outputs, read_chain, verify_chain
+    from metadiff.lineage import read_chain
+    from metadiff.verifying import count_outputs, verify_chain
 
     marks = {"holds": "[green]holds [/green]", "broken": "[red]BROKEN[/red]", "absent": "[yellow]absent[/yellow]"}
     found = []

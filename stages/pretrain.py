@@ -39,7 +39,7 @@ BACKBONE = "backbone.safetensors"
 
 def build(run: Run[Pretrain]) -> None:
     data = read_rows(IMAGES)
-    weights = given(run.params)
+    weights = run.params.weights_file
     backbone, said = read(run, weights) if weights else train(run, data)
     save_checkpoint(run.out / BACKBONE, *dump(backbone))
     features_ND = features(
@@ -51,11 +51,6 @@ def build(run: Run[Pretrain]) -> None:
     val = data.of("val")
     score = validation_score(run.params, data.take(val))(torch.from_numpy(features_ND[val]))
     run.say(f"{said}, {score:.1f} % on validation episodes")
-
-
-def given(section: Pretrain) -> Path | None:
-    """The file of the backbone's weights, if it is not trained here."""
-    return None if section.weights == "none" else Path(section.weights)
 
 
 def read(run: Run[Pretrain], weights: Path) -> tuple[Backbone, str]:
@@ -136,7 +131,7 @@ STAGE = Stage(
     out=Path("data/backbone"),
     build=build,
     inputs=(PREPARED,),
-    raw=lambda params: given(params.pretrain),
+    raw=lambda params: params.pretrain.weights_file,
     versions=("dvclive", "great-expectations", "h5py", "numpy", "safetensors", "torchvision"),
     shared=("seed", "threads", "device", "deterministic"),
     lower="pretrain.batch",

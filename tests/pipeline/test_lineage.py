@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from metadiff import cli, lineage
+from metadiff import cli, verifying
 from metadiff.errors import DataError
-from metadiff.lineage import dvc_md5, read_chain, verify_chain
+from metadiff.lineage import read_chain
+from metadiff.verifying import dvc_md5, verify_chain
 from tests.repository import Repository
 
 pytestmark = pytest.mark.timeout(300)
@@ -295,12 +296,9 @@ def test_a_queued_grid_of_experiments_leaves_the_checkout_alone(copy: Repository
 
 
 @pytest.mark.parametrize(("now", "state"), [(b"weights", "holds"), (b"others", "broken"), (None, "absent")])
-def test_the_file_of_a_backbones_weights_is_looked_at_though_dvc_knows_nothing_of_it(
-    tmp_path: Path, now: bytes | None, state: str
-) -> None:
-    facts = {"params": {"weights": "w.safetensors"}, "inputs": {}}
-    facts |= {"raw": {"w.safetensors": hashlib.sha256(b"weights").hexdigest()}}
+def test_a_raw_file_of_which_dvc_knows_nothing_is_looked_at(tmp_path: Path, now: bytes | None, state: str) -> None:
+    facts = {"inputs": {}, "raw": {"w.safetensors": hashlib.sha256(b"weights").hexdigest()}}
     if now is not None:
         (tmp_path / "w.safetensors").write_bytes(now)
     chain: Any = SimpleNamespace(stages={}, lock={"pretrain": {"deps": []}})
-    assert lineage._inputs(tmp_path, "pretrain", facts, chain).state == state
+    assert verifying._inputs(tmp_path, "pretrain", facts, chain).state == state

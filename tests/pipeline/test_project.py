@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from metadiff.lineage import LINEAGE, verify_chain
+from metadiff.lineage import LINEAGE
 from metadiff.resultscreens import results_table
 from metadiff.screens import WIDTH
+from metadiff.verifying import verify_chain
 from stages.imports import ROOT
 from stages.runner import Exit
 
