@@ -1,11 +1,13 @@
-"""Whole weights by generation, against fine-tuning: for one task and for 600 at once, with what either is worth.
+"""Whole weights by generation, against fine-tuning: for one task and for many at once, with what either is worth.
 
-    python -m bench.latency studies/mc-di/cells/kanji-radicals-mlp/0      heads: a folder in which Mc-Di was trained
-    python -m bench.latency studies/networks/cells/omniglot-16/0 --shots 1    networks, as a difference to a start
+    python -m bench.latency studies/mc-di/cells/kanji-radicals-mlp/0                                  heads
+    python -m bench.latency studies/networks/cells/omniglot-16/0 --shots 1                            networks
+    python -m bench.latency studies/networks/cells/omniglot-64/0 --shots 1 --tasks 200 --rate 0.03    large ones
 
-One thread. Accuracies are on validation episodes, with the very same supports for all; the probabilities of several draws are
-averaged. Heads are fine-tuned from random starts, by Adam; networks from the start that their generators go out from, by SGD, and
-along the map of slopes that `local` has learnt, if it has one.
+A cell is a folder in which Mc-Di was trained; what is found of it goes into results/latency_<data set>.json. One thread.
+Accuracies are on validation episodes, with the very same supports for all; the probabilities of several draws are averaged.
+Heads are fine-tuned from random starts, by Adam; networks from the start that their generators go out from, by SGD, and along
+the map of slopes that `local` has learnt, if it has one.
 """
 
 import argparse
@@ -31,15 +33,12 @@ from metadiff.rng import numpy_stream, torch_stream
 from metadiff.store import read_rows
 from metadiff.weightgenerator import WeightGenerator
 
-TASKS, QUERY, REPEATS = 600, 7, 3
+QUERY, REPEATS = 7, 3
 ENOUGH = 10_000  # milliseconds
 DRAWS = {"heads": (1, 8), "networks": (1, 2)}
 OF_HEADS = tuple(Course(lr, steps) for lr in (0.01, 0.03) for steps in (3, 10, 30, 100))
-OF_NETWORKS = tuple(Course(0.05, steps, "sgd") for steps in (16, 100, 300))
-RESULTS = {
-    kind: Path(__file__).parent / f"results/{name}.json"
-    for kind, name in {"heads": "latency", "networks": "latency_networks"}.items()
-}
+OF_NETWORKS = (16, 100, 300)  # steps
+RESULTS = Path(__file__).parent / "results"
 Made = Callable[[Pictures], Tensor]  # support (E, W, S) -> weights (G, E, P)
 
 
@@ -67,7 +66,7 @@ def tuned_networks(made: WeightGenerator, course: Course, turn: SlopeMap | None)
     return lambda support: tune(support, made.scale.shift_P.expand(len(support), -1))[None]
 
 
-def ways(made: WeightGenerator, kind: str) -> Iterator[tuple[str, int, Made]]:
+def ways(made: WeightGenerator, kind: str, rate: float) -> Iterator[tuple[str, int, Made]]:
     for draws in DRAWS[kind]:
         yield "local", draws, generated(made, draws)
     if kind == "heads":
@@ -77,13 +76,12 @@ def ways(made: WeightGenerator, kind: str) -> Iterator[tuple[str, int, Made]]:
         return
     turns = {"": None} | ({", turned": made.turn_slope} if made.turn_slope else {})
     for about, turn in turns.items():
-        for course in OF_NETWORKS:
+        for course in (Course(rate, steps, "sgd") for steps in OF_NETWORKS):
             yield f"fine-tuning, {course}{about}", 1, tuned_networks(made, course, turn)
 
 
 def milliseconds(weights_of: Made, support_EWS: Pictures) -> float:
-    """The least of several runs after one to warm up, of long ones of one: what else the machine does is not measured."""
-    weights_of(support_EWS)
+    """The least of several runs, of long ones of one: what else the machine does is not measured."""
     found: list[float] = []
     while len(found) < REPEATS and sum(found) < ENOUGH:
         start = time.perf_counter()
@@ -97,27 +95,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the time and worth of generated and of fine-tuned weights.")
     parser.add_argument("cell", type=Path, help="a folder with data/prepared, data/backbone and data/generator")
     parser.add_argument("--shots", type=int, default=5, help="of each class (5)")
+    parser.add_argument("--tasks", type=int, default=600, help="at once (600)")
+    parser.add_argument("--rate", type=float, default=0.05, help="of SGD, by which networks are fine-tuned (0.05)")
     chosen = parser.parse_args()
-    cell, shot = chosen.cell, chosen.shots
+    cell, shot, tasks = chosen.cell, chosen.shots, chosen.tasks
     torch.set_num_threads(1)
     path = cell / "data/backbone/features.h5"
     made = make_weight_generators(read_checkpoints(cell / "data/generator"), "cpu")["local"]
     kind = "networks" if isinstance(made.learner, Network) else "heads"
     data, pictures = read_rows(path), read_pictures(path, cell / "data/prepared/images.h5", pixels=made.inputs.of_pixels)
-    drawn = draw_episodes(data, "val", way=made.learner.way, shot=shot, query=QUERY, episodes=TASKS, seed=0)
+    drawn = draw_episodes(data, "val", way=made.learner.way, shot=shot, query=QUERY, episodes=tasks, seed=0)
     support_EWS = pictures[torch.from_numpy(drawn.support_EWS).long()]
     query_EN, target_Q = pictures[torch.from_numpy(drawn.query_EWQ).long().flatten(1)], targets(drawn)
     found = []
-    for name, draws, weights_of in ways(made, kind):
-        mean_EQW = torch.stack([made.logits(theta_EP, query_EN).softmax(-1) for theta_EP in weights_of(support_EWS)]).mean(0)
+    for name, draws, weights_of in ways(made, kind, chosen.rate):
+        drawn_GEP = weights_of(support_EWS)  # which is to warm up, too
+        mean_EQW = torch.stack([made.logits(theta_EP, query_EN).softmax(-1) for theta_EP in drawn_GEP]).mean(0)
         accuracy = 100 * (mean_EQW.argmax(-1) == target_Q).double().mean().item()
-        one, many = milliseconds(weights_of, support_EWS[:1]), milliseconds(weights_of, support_EWS) / TASKS
+        one, many = milliseconds(weights_of, support_EWS[:1]), milliseconds(weights_of, support_EWS) / tasks
         row = {"weights from": name, "averaged": draws, "accuracy": accuracy}
-        found.append(row | {"ms, one task": one, "ms a task of 600": many})
-        print(f"{name:42}{draws:3} {accuracy:7.2f} % {one:9.2f} ms for one task {many:8.3f} ms a task of {TASKS}", flush=True)
-    RESULTS[kind].write_text(
-        json.dumps({"cell": str(cell), "shots": shot, "tasks": TASKS, "rows": found}, indent=1) + "\n", "utf-8"
-    )
+        found.append(row | {"ms, one task": one, f"ms a task of {tasks}": many})
+        print(f"{name:42}{draws:3} {accuracy:7.2f} % {one:9.2f} ms for one task {many:8.3f} ms a task of {tasks}", flush=True)
+    about = {"cell": str(cell), "shots": shot, "tasks": tasks}
+    (RESULTS / f"latency_{cell.parent.name}.json").write_text(json.dumps(about | {"rows": found}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
