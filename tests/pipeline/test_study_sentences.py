@@ -333,7 +333,7 @@ def test_an_interval_over_seeds_that_split_covers_the_truth_as_often_as_it_says(
         parts = [random.normal(80 + training * random.normal(), 10, random.integers(30, 51)) for _ in range(5)]
         found = interval("accuracy", "ci95", parts, same=False)
         apart = abs(found["accuracy"] - 80)
-        tasks = 1.96 * sum(stats.sem(part) ** 2 for part in parts) ** 0.5 / 5
+        tasks = 1.96 * sum(part.var(ddof=1) / len(part) for part in parts) ** 0.5 / 5
         covered += apart <= found["ci95"]
         twice += apart <= np.hypot(found["ci95"], tasks)
         within += apart <= tasks
