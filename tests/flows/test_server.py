@@ -1,6 +1,7 @@
 """The deployment as people use it: a real server, a real worker, real runs, real kills."""
 
 import json
+import re
 import shutil
 import socket
 import time
@@ -115,7 +116,7 @@ def test_a_run_gives_the_bytes_of_dvc_repro_and_a_page_that_tells_all(server: Se
     ]
     lock = by_hand.run("git", "show", "HEAD:dvc.lock").stdout
     assert checkout.lock() == lock
-    assert "evaluate: classifying: 640 episodes in" in server.logs(name)
+    assert re.search(r"evaluate: classifying: \d+ episodes in", server.logs(name))
     checkout.run("git", "add", "-A")
     checkout.run("git", "commit", "-qm", "run")
     told = server.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [server.run(name)["id"]]}})
@@ -186,7 +187,7 @@ def test_a_failing_stage_shows_the_rows_and_is_not_tried_again(server: Server) -
 
 def test_a_killed_worker_ends_its_run_within_a_minute_and_the_next_run_goes_on(server: Server) -> None:
     checkout, folder = with_results(server), server.repository.root / ".dvc/tmp/flows/long"
-    asked = {"experiment": "long", "overrides": {"pretrain.epochs": 150}}
+    asked = {"experiment": "long", "overrides": {"pretrain.epochs": 1500}}
     name, log = server.begin(**asked), folder / "data/.work/pretrain/log"
     wait_for(lambda: log.exists() and log.read_text().count(" unit ") >= 3, 120)
     psutil.Process(int((checkout.root / "data/.work/prefect/worker.pid").read_text())).kill()
@@ -197,5 +198,5 @@ def test_a_killed_worker_ends_its_run_within_a_minute_and_the_next_run_goes_on(s
     server.start()
     name = server.begin(**asked)
     assert server.finish(name)["type"] == "COMPLETED"
-    assert f"{done} were done before" in server.logs(name)
-    assert "pretrain.epochs 150" in checkout.run("metadiff", "compare").stdout
+    assert f"{45 * done:,} were done before" in server.logs(name)  # images: 9 of each of the 5 training classes
+    assert "pretrain.epochs 1500" in checkout.run("metadiff", "compare").stdout

@@ -135,7 +135,7 @@ def test_every_model_is_trained_and_judged_on_the_same_episodes(
     names = {*WEIGHT_MODELS, *(f"{name}-mean" for name in drawing), "finetune-reptile"}
     names |= {"finetune-random", "finetune-random-mean"}
     names |= {"nearest-weights", "nearest-weights-mean", "average-weights", "noisy-weights"}
-    names |= {"ncm", "gaussian", "metadiff", "metadiff-raw", "metadiff-mean"}
+    names |= {"ncm", "ncm-whitened", "gaussian", "gaussian-whitened", "metadiff", "metadiff-raw", "metadiff-mean"}
     assert set(metrics["chosen"]) == names
     assert set(metrics["test"]["shot2"]["local"]) >= {"vs_ncm", "vs_gaussian", "vs_weights-regression", "vs_finetune-random"}
     assert metrics["test"]["shot2"]["finetune-random"]["accuracy"] > 60  # chance is 33
