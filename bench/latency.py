@@ -5,7 +5,8 @@
     python -m bench.latency studies/networks/cells/omniglot-64/0 --shots 1 --tasks 200 --rate 0.03    large ones
 
 A cell is a folder in which Mc-Di was trained; what is found of it goes into results/latency_<data set>_<seed>.json. One thread.
-Accuracies are on validation episodes, with the very same supports for all; the probabilities of several draws are averaged.
+Accuracies are on validation episodes, with the very same supports for all, paired with those of one draw; the probabilities of
+several draws are averaged.
 Heads are fine-tuned from random starts, by Adam; networks from the start that their generators go out from, by SGD, and along
 the map of slopes that `local` has learnt, if it has one.
 """
@@ -25,7 +26,7 @@ from metadiff.baselines.finetune import Course, SlopeMap, finetune
 from metadiff.classifiers import make_weight_generators, read_checkpoints
 from metadiff.diffusion import gaussian_noise
 from metadiff.episodes import draw_episodes
-from metadiff.evaluation import targets
+from metadiff.evaluation import mean_and_ci95, targets
 from metadiff.network import Network
 from metadiff.picturefiles import read_pictures
 from metadiff.pictures import Pictures
@@ -107,16 +108,21 @@ def main() -> None:
     drawn = draw_episodes(data, "val", way=made.learner.way, shot=shot, query=QUERY, episodes=tasks, seed=0)
     support_EWS = pictures[torch.from_numpy(drawn.support_EWS).long()]
     query_EN, target_Q = pictures[torch.from_numpy(drawn.query_EWQ).long().flatten(1)], targets(drawn)
-    found = []
+    found: list[dict[str, object]] = []
+    draw_E = None  # per cent right of each task, by one draw of `local`
     for name, draws, weights_of in ways(made, kind, chosen.rate):
         weights_of(support_EWS[:1])  # to warm up, as what follows is for many tasks
         drawn_GEP = weights_of(support_EWS)
         mean_EQW = torch.stack([made.logits(theta_EP, query_EN).softmax(-1) for theta_EP in drawn_GEP]).mean(0)
-        accuracy = 100 * (mean_EQW.argmax(-1) == target_Q).double().mean().item()
+        right_E = 100 * (mean_EQW.argmax(-1) == target_Q).double().mean(1).numpy()
+        draw_E = right_E if draw_E is None else draw_E
+        gain, ci95 = mean_and_ci95(right_E - draw_E)
         one, many = milliseconds(weights_of, support_EWS[:1]), milliseconds(weights_of, support_EWS) / tasks
-        row = {"weights from": name, "averaged": draws, "accuracy": accuracy}
+        accuracy = float(right_E.mean())
+        row = {"weights from": name, "averaged": draws, "accuracy": accuracy, "to one draw": gain, "ci95": ci95}
         found.append(row | {"ms, one task": one, f"ms a task of {tasks}": many})
-        print(f"{name:42}{draws:3} {accuracy:7.2f} % {one:9.2f} ms for one task {many:8.3f} ms a task of {tasks}", flush=True)
+        said = f"{accuracy:7.2f} % {gain:+6.2f} ± {ci95:.2f} {one:9.2f} ms for one task {many:8.3f} ms a task of {tasks}"
+        print(f"{name:42}{draws:3} {said}", flush=True)
     about = {"cell": str(cell), "shots": shot, "tasks": tasks}
     (RESULTS / f"latency_{cell.parent.name}_{cell.name}.json").write_text(
         json.dumps(about | {"rows": found}, indent=1) + "\n", "utf-8"
